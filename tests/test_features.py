@@ -1,0 +1,184 @@
+"Feature stores under fire: kills, flipped bytes, half-written folders, any lengths and shard sizes."
+import json, os, signal, struct, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np, pandas as pd, psutil, pytest, soundfile as sf
+from hypothesis import given, settings, strategies as st
+
+from mser.audio import load_audio
+from mser.core import InputError
+from mser.encoders.audio import EgemapsEncoder
+from mser.encoders.base import Encoded, EncoderCard, batches_by_length
+from mser.features import extract
+from mser.manifest import make_manifest, read_manifest, write_manifest
+from mser.store import FeatureStore, average_frames, write_store
+
+few = settings(max_examples=30, deadline=None, derandomize=True)
+CARD = EncoderCard(name="toy", modality="text", frame_dim=3, utterance_dim=2, pretraining="none", licence="MIT")
+
+
+def content(folder): return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if not p.name.startswith(".part-")}
+
+
+def make_corpus(folder, n=24):
+    "A folder of short clips and its manifest, read back from a file as a user's would be."
+    generator = np.random.default_rng(0)
+    for i in range(n):
+        t = np.arange(int(16_000*generator.uniform(0.3, 1)))/16_000
+        voice = sum(np.sin(2*np.pi*k*(100 + 5*i)*t)/k for k in range(1, 10))
+        sf.write(folder/f"c{i:02}.wav", 0.1*voice + 0.002*generator.standard_normal(len(t)), 16_000)
+    table = pd.DataFrame({"id": [f"c{i:02}" for i in range(n)], "corpus": "clips", "audio": [f"c{i:02}.wav" for i in range(n)],
+                          "text": "", "label": "neutral", "speaker": "s"})
+    write_manifest(make_manifest(table), folder/"manifest.csv")
+    return read_manifest(folder/"manifest.csv")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory): return make_corpus(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory): return extract(corpus, EgemapsEncoder(), tmp_path_factory.mktemp("whole"), shard_size=4, progress=False)
+
+
+JOB = """
+import sys
+from mser.encoders.audio import EgemapsEncoder
+from mser.features import extract
+from mser.manifest import read_manifest
+extract(read_manifest(sys.argv[1]), EgemapsEncoder(), sys.argv[2], shard_size=4, workers=2)
+"""
+
+
+def test_killed_and_resumed_gives_the_same_bytes(corpus, undisturbed, tmp_path):
+    job = subprocess.Popen([sys.executable, "-c", JOB, str(corpus.root/"manifest.csv"), str(tmp_path)], stderr=subprocess.PIPE)
+    path, deadline = tmp_path/undisturbed.path.name, time.monotonic() + 60
+    while not (path/"shard-00001.safetensors").exists() and time.monotonic() < deadline and job.poll() is None: time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    assert b"clips audio egemaps" in job.stderr.read()  # progress was shown
+    with pytest.raises(InputError, match="not a finished feature store"): FeatureStore(path)
+    before = {p.name: p.stat().st_mtime_ns for p in path.glob("shard-*")}
+    assert 2 <= len(before) < 6
+    resumed = extract(corpus, EgemapsEncoder(), tmp_path, shard_size=4, progress=False)
+    assert content(resumed.path) == content(undisturbed.path)
+    assert {name: (path/name).stat().st_mtime_ns for name in before} == before  # what was done was not done again
+    assert resumed.verify() == []
+
+
+def test_two_workers_give_the_same_bytes(corpus, undisturbed, tmp_path):
+    assert content(extract(corpus, EgemapsEncoder(), tmp_path, shard_size=4, workers=2, progress=False).path) == content(undisturbed.path)
+
+
+def test_features_are_the_encoders(corpus, undisturbed):
+    name, path = corpus.ids[5], corpus.audio_paths()[5]
+    encoded, = EgemapsEncoder().encode([load_audio(path)])
+    np.testing.assert_array_equal(undisturbed.frames(name), encoded.frames)
+    np.testing.assert_array_equal(undisturbed.pooled([name])[0], encoded.utterance)
+
+
+def test_a_shard_of_another_extraction_is_not_used(corpus, undisturbed, tmp_path):
+    path = tmp_path/undisturbed.path.name
+    first = extract(corpus, EgemapsEncoder(), tmp_path, shard_size=8, progress=False)
+    (first.path/"store.json").unlink()
+    (path/".part-left.safetensors").write_bytes(b"half")
+    os.utime(path/".part-left.safetensors", (0, 0))
+    assert content(extract(corpus, EgemapsEncoder(), tmp_path, shard_size=4, progress=False).path) == content(undisturbed.path)
+    assert not (path/".part-left.safetensors").exists()
+
+
+def test_bad_recording_stops_or_is_listed(tmp_path):
+    corpus = make_corpus(tmp_path, n=6)
+    cut, silent = tmp_path/"c02.wav", tmp_path/"c04.wav"
+    cut.write_bytes(cut.read_bytes()[:3000])
+    sf.write(silent, np.zeros(16_000), 16_000)
+    with pytest.raises(InputError, match=r"c02.wav: truncated.* pass --skip-bad"): extract(corpus, EgemapsEncoder(), tmp_path/"f", workers=2, progress=False)
+    assert not list(tmp_path.glob("f/*/store.json"))
+    store = extract(corpus, EgemapsEncoder(), tmp_path/"f", skip_bad=True, progress=False)
+    assert [s.item for s in store.skipped] == ["c02"] and "truncated" in store.skipped[0].reason
+    assert store.ids == ["c00", "c01", "c03", "c04", "c05"] and store.silent == ["c04"]
+    with pytest.raises(InputError, match="1 utterances could not be encoded"): extract(corpus, EgemapsEncoder(), tmp_path/"f", progress=False)
+    (tmp_path/"c03.wav").unlink()
+    assert [s.item for s in extract(corpus, EgemapsEncoder(), tmp_path/"f", skip_bad=True, progress=False).skipped] == ["c02", "c03"]
+
+
+class Faulty:
+    "A text encoder that fails on one utterance."
+    def __init__(self, bad): self.card, self.bad = CARD, bad
+    def encode(self, items): return [Encoded(np.ones((2, 3), np.float32), np.array([1, self.bad if t == "bad" else 1], np.float32)) for t in items]
+
+
+@pytest.mark.parametrize("bad, dtype", [(np.nan, "float32"), (np.inf, "float32"), (1e6, "float16")])
+def test_numbers_that_are_none_are_refused_by_name(tmp_path, bad, dtype):
+    manifest = make_manifest(pd.DataFrame({"id": ["u1", "u2"], "corpus": "c", "text": ["good", "bad"], "label": "neutral", "speaker": "s"}))
+    with pytest.raises(InputError, match="utterance u2"): extract(manifest, Faulty(bad), tmp_path, dtype, progress=False)
+    assert extract(manifest, Faulty(bad), tmp_path, dtype, skip_bad=True, progress=False).ids == ["u1"]
+
+
+def test_a_flipped_byte_is_found_and_named(undisturbed, tmp_path):
+    import shutil
+    for name, at in (("shard-00003.safetensors", -50), ("shard-00000.safetensors", 40), ("index.parquet", 200), ("store.json", 30)):
+        path = Path(shutil.copytree(undisturbed.path, tmp_path/name))
+        data = bytearray((path/name).read_bytes())
+        data[at] ^= 1
+        (path/name).write_bytes(data)
+        try: problems = FeatureStore(path).verify()
+        except (InputError, ValueError, OSError) as e: problems = [str(e)]
+        assert problems and name in " ".join(problems), (name, problems)
+        if name == "shard-00003.safetensors": assert "utterances c12 to c15" in problems[0]
+
+
+@few
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=12), st.integers(1, 5), st.sampled_from(["float32", "float16"]), st.integers(1, 8), st.randoms(use_true_random=False))
+def test_round_trip(tmp_path_factory, lengths, shard_size, dtype, pool, random):
+    generator = np.random.default_rng(sum(lengths))
+    items = {f"u{i}": Encoded(generator.standard_normal((n, 3)).astype(np.float32), generator.standard_normal(2).astype(np.float32), truncated=n == 7)
+             for i, n in enumerate(lengths)}
+    store = write_store(tmp_path_factory.mktemp("store"), CARD, iter(items.items()), "source", dtype, shard_size)
+    ids = random.sample(list(items), len(items))
+    stored = {name: e.frames.astype(dtype).astype(np.float32) for name, e in items.items()}
+    for name in ids: np.testing.assert_array_equal(store.frames(name), stored[name])
+    np.testing.assert_array_equal(store.pooled(ids), np.stack([items[name].utterance.astype(dtype) for name in ids]).astype(np.float32))
+    values, sizes = store.ragged(ids, pool)
+    np.testing.assert_array_equal(values, np.concatenate([average_frames(stored[name], pool) for name in ids]))
+    assert sizes.tolist() == [-(-len(stored[name])//pool) for name in ids]
+    assert store.n_truncated == lengths.count(7) and store.verify() == []
+
+
+@few
+@given(st.integers(1, 40), st.integers(1, 50))
+def test_average_is_the_mean_of_each_group(n, pool):
+    frames = np.random.default_rng(n).standard_normal((n, 2)).astype(np.float32)
+    expected = np.stack([frames[i:i + pool].mean(axis=0) for i in range(0, n, pool)])
+    np.testing.assert_allclose(average_frames(frames, pool), expected, atol=1e-6)
+
+
+@few
+@given(st.lists(st.integers(1, 300), max_size=50), st.integers(1, 9))
+def test_batches_hold_every_item_once(lengths, size):
+    batches = batches_by_length(lengths, size)
+    assert sorted(i for b in batches for i in b.tolist()) == list(range(len(lengths)))
+    assert all(1 <= len(b) <= size for b in batches)
+    assert [lengths[i] for b in batches for i in b] == sorted(lengths, reverse=True)
+
+
+def test_opening_does_not_read_the_frames(tmp_path):
+    "A store of 50 GB, all but its header a hole in the file."
+    store = write_store(tmp_path/"s", CARD, [("u", Encoded(np.ones((1, 3), np.float32), np.ones(2, np.float32)))], "source")
+    n = 50*10**9//12
+    header = json.dumps({"__metadata__": {"mser": "{}"}, "frames": {"dtype": "F32", "shape": [n, 3], "data_offsets": [0, 12*n]},
+                         "utterance": {"dtype": "F32", "shape": [1, 2], "data_offsets": [12*n, 12*n + 8]}}).encode()
+    header += b" "*(-len(header) % 8)
+    with open(store.path/"shard-00000.safetensors", "wb") as f:
+        f.write(struct.pack("<Q", len(header)) + header)
+        f.truncate(8 + len(header) + 12*n + 8)
+    memory, start = psutil.Process().memory_info().rss, time.monotonic()
+    np.testing.assert_array_equal(FeatureStore(store.path).frames("u"), np.zeros((1, 3)))
+    assert time.monotonic() - start < 5  # under a second on an idle machine; reading 50 GB takes far longer
+    assert psutil.Process().memory_info().rss - memory < 200e6
+
+
+def test_import_is_light():
+    "Looking into a store must not cost the seconds that the encoders' libraries take to load."
+    code = "import sys, mser.features, mser.encoders.registry; print([m for m in ('torch', 'transformers', 'opensmile', 'av') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
