@@ -39,7 +39,7 @@ check-notebooks: $(VENV)/.installed-dev
 
 notebooks: $(VENV)/.installed-dev  ## export the package, then run every notebook top to bottom, in place
 	$(BIN)/nbdev_export
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN nbs/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.extra_arguments="['--IPKernelApp.log_level=40']" nbs/*.ipynb
 	$(BIN)/nbdev_clean
 
 readme: $(VENV)/.installed-dev  ## write README.md from nbs/index.ipynb

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Batch', 'SpeechData', 'pad', 'frames_per_segment', 'modality', 'gather']
 
-# %% ../nbs/08_dataset.ipynb #df113cec
+# %% ../nbs/08_dataset.ipynb #d3591c15
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Sequence
 
@@ -13,12 +13,12 @@ import numpy as np, torch
 from torch import Tensor
 
 from .core import InputError, check_choice
-from .features import FeatureStore
+from .store import FeatureStore
 from .labels import LabelSet
 from .losses import vad_targets
 from .manifest import Manifest
 
-# %% ../nbs/08_dataset.ipynb #7b93988d
+# %% ../nbs/08_dataset.ipynb #2ad4516c
 class Batch(NamedTuple):
     "What the model sees of some utterances, and what it should say about them."
     text: Tensor | None # [B, N_t, D_t]
@@ -67,7 +67,7 @@ def _select(values: Tensor | None, mask: Tensor | None, index: Tensor) -> tuple[
     longest = int(mask.sum(1).max())
     return values[index, :longest], mask[:, :longest]
 
-# %% ../nbs/08_dataset.ipynb #fda870af
+# %% ../nbs/08_dataset.ipynb #b0057a3c
 def pad(
     values: np.ndarray, # all frames one after the other [sum n, D]
     lengths: np.ndarray, # frames per utterance [N]
@@ -100,7 +100,7 @@ def modality(
         return torch.from_numpy(store.pooled(ids))[:, None], None # [N, 1, D]
     return pad(*store.ragged(ids, pool=frames_per_segment(store, segment_seconds)))
 
-# %% ../nbs/08_dataset.ipynb #ed681e5c
+# %% ../nbs/08_dataset.ipynb #65ecb783
 def gather(
     manifest: Manifest, # the utterances; those whose label the set does not cover are left out
     label_set: LabelSet, # names to codes
@@ -117,7 +117,7 @@ def gather(
         if missing: raise InputError(f"no {store.card.modality} features for {len(missing)} utterances, e.g. {missing[0]!r}",
                                      "Extract the features again", store.path)
     labels = torch.from_numpy(label_set.encode(manifest.table["label"]))
-    ratings = torch.from_numpy(manifest.table[["valence", "arousal", "dominance"]].to_numpy("float32"))
+    ratings = torch.tensor(manifest.table[["valence", "arousal", "dominance"]].to_numpy("float32")) # [N, 3], NaN where there is none
     t, t_mask = modality(text, ids, mode, segment_seconds)
     a, a_mask = modality(audio, ids, mode, segment_seconds)
     return SpeechData(tuple(ids), t, a, t_mask, a_mask, labels, vad_targets(labels, torch.from_numpy(label_set.anchors()), ratings))

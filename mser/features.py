@@ -6,7 +6,7 @@
 __all__ = ['encoder_inputs', 'content_digest', 'source_fingerprint', 'encode_file', 'encode_batches', 'Shard', 'plan_shards',
            'fill_shards', 'check_complete', 'extract', 'FeatureStore', 'write_store']
 
-# %% ../nbs/06a_features.ipynb #34bc68a3
+# %% ../nbs/06a_features.ipynb #da54da2e
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -25,7 +25,7 @@ from .parallel import ordered_map
 from .store import DTYPES, FeatureStore, check_encoded, finish_store, finished, read_about, shard_path, store_fingerprint, write_shard, write_store
 _all_ = ["FeatureStore", "write_store"]
 
-# %% ../nbs/06a_features.ipynb #7141324a
+# %% ../nbs/06a_features.ipynb #c834bcd8
 def encoder_inputs(
     manifest: Manifest,
     modality: str, # "text" or "audio"
@@ -50,7 +50,7 @@ def source_fingerprint(
     "The name of all inputs: ids with texts, or with the content of the recordings. Raises `InputError`."
     return digest([[name, attempt_each(content_digest, [content], skip_bad)[0]] for name, content in inputs])
 
-# %% ../nbs/06a_features.ipynb #c733d3aa
+# %% ../nbs/06a_features.ipynb #949eed22
 def encode_file(
     encoder: Encoder, # for audio
     path: Path, # a recording
@@ -81,7 +81,7 @@ def encode_batches(
     with closing(ordered_map(partial(encode_file, encoder), paths, workers)) as results:
         for batch in batches: yield [counted(result) for result in islice(results, len(batch))]
 
-# %% ../nbs/06a_features.ipynb #8e746171
+# %% ../nbs/06a_features.ipynb #f4e80321
 class Shard(NamedTuple):
     "Part of an extraction: where it goes, what it is, what it is made of."
     path: Path # its file
@@ -123,7 +123,7 @@ def fill_shards(
             items, skipped = attempt_each(check, list(zip(shard.names, outcomes)), skip_bad, name=lambda item: item[0])
             write_shard(shard.path, items, encoder.card, dtype, shard.tag, skipped)
 
-# %% ../nbs/06a_features.ipynb #01f562e3
+# %% ../nbs/06a_features.ipynb #fb356708
 def check_complete(
     store: FeatureStore,
     skip_bad: bool, # whether utterances may be missing

@@ -6,7 +6,7 @@
 __all__ = ['ModelConfig', 'read_config', 'SEROutput', 'InputNorm', 'masked_mean', 'ModalityBranch', 'refuse_empty', 'no_tokens',
            'SavedModel', 'MultimodalSER']
 
-# %% ../nbs/13_model.ipynb #a8ebaf7c
+# %% ../nbs/13_model.ipynb #6c8a18a4
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -24,7 +24,7 @@ from .contrastive import ContrastiveHead
 from .core import InputError, check_choice, whole_file, write_json
 from .fusion import AdaptiveFusion, ConcatFusion
 
-# %% ../nbs/13_model.ipynb #347b7163
+# %% ../nbs/13_model.ipynb #1e44a15c
 class ModelConfig(BaseModel):
     "Everything that decides the shape of the network; an unknown setting is refused by name."
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,7 +74,7 @@ def read_config(
         if isinstance(ours, InputError): raise ours from e
         raise InputError(f"model setting {'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg']}", "Correct it") from e
 
-# %% ../nbs/13_model.ipynb #345f5784
+# %% ../nbs/13_model.ipynb #9b7dda64
 class SEROutput(NamedTuple):
     "What the model says about a batch."
     logits: Tensor # [B, C]
@@ -91,7 +91,7 @@ class SEROutput(NamedTuple):
         "Class probabilities."
         return self.logits.softmax(-1)
 
-# %% ../nbs/13_model.ipynb #9c466384
+# %% ../nbs/13_model.ipynb #0346cb22
 class InputNorm(nn.Module):
     "Standardises each input dimension by the mean and standard deviation of training data."
     def __init__(self,
@@ -118,7 +118,7 @@ class InputNorm(nn.Module):
         "(x - mean)/std over the last dimension."
         return (x - self.mean)/self.std
 
-# %% ../nbs/13_model.ipynb #e3e07079
+# %% ../nbs/13_model.ipynb #dfd45cfb
 def masked_mean(
     x: Tensor, # tokens [B, N, D]
     mask: Tensor | None = None, # True at valid tokens [B, N]; None when all are
@@ -156,7 +156,7 @@ class ModalityBranch(nn.Module):
         x = self.project(self.input_norm(x)) + self.embedding
         return self.self_attention(x, x, mask)[0]
 
-# %% ../nbs/13_model.ipynb #fa5cb0bd
+# %% ../nbs/13_model.ipynb #bf846e4a
 def refuse_empty(
     *masks: Tensor | None, # one per modality [B, N]; None when all tokens of all utterances are valid
 ) -> Tensor | None: # True where every modality is present [B]; None when they are everywhere
@@ -175,7 +175,7 @@ def no_tokens(
     "One masked token per utterance, for a modality that no utterance of the batch has."
     return other.new_zeros(len(other), 1, dim), other.new_zeros(len(other), 1, dtype=torch.bool)
 
-# %% ../nbs/13_model.ipynb #dd9eb1cf
+# %% ../nbs/13_model.ipynb #755fe40f
 class SavedModel(PyTorchModelHubMixin):
     "Saves a module that has a `config`, and loads it: from a folder or the Hub."
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -204,7 +204,7 @@ class SavedModel(PyTorchModelHubMixin):
             raise InputError(f"the weights do not fit the settings ({reason})", "Save the model again", path) from e
         return model.to(map_location).eval()
 
-# %% ../nbs/13_model.ipynb #9d874807
+# %% ../nbs/13_model.ipynb #95d1fb65
 class MultimodalSER(nn.Module, SavedModel, coders={ModelConfig: (lambda c: c.model_dump(mode="json"), read_config)}):
     "The network of the paper, its baselines and its single-modality forms."
     def __init__(self,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Prediction', 'kept_runs', 'encoder_of', 'Predictor']
 
-# %% ../nbs/31_predict.ipynb #22e10adb
+# %% ../nbs/31_predict.ipynb #7b2b4edf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +16,10 @@ from .core import InputError, check_choice
 from .dataset import frames_per_segment
 from .encoders.base import Encoded, Encoder
 from .encoders.registry import load_encoder
-from .features import FeatureStore, average_frames
+from .store import FeatureStore, average_frames
 from .runs import RunStore
 
-# %% ../nbs/31_predict.ipynb #09b7fa45
+# %% ../nbs/31_predict.ipynb #2b8a6f96
 class Prediction(NamedTuple):
     "What the model says about one recording."
     probabilities: pd.Series # class name -> probability

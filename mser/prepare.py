@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Prepared', 'prepare_real', 'simulated_store', 'prepare_simulated', 'prepare', 'prepare_splits']
 
-# %% ../nbs/07_prepare.ipynb #04d109f6
+# %% ../nbs/07_prepare.ipynb #2ad362d8
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +14,13 @@ from .corpora.registry import Corpus, corpus, labels_of
 from .corpora.simulated import SIMULATED, Simulation, simulate
 from .encoders.base import EncoderCard, Encoded
 from .encoders.registry import load_encoder
-from .features import FeatureStore, extract, write_store
+from .features import extract
+from .store import FeatureStore, write_store
 from .labels import LabelSet
 from .manifest import Manifest, write_manifest
 from .protocols import Splits, make_splits
 
-# %% ../nbs/07_prepare.ipynb #b76b2bab
+# %% ../nbs/07_prepare.ipynb #2165e0db
 class Prepared(NamedTuple):
     "A corpus, ready for experiments."
     corpus: Corpus
@@ -34,7 +35,7 @@ class Prepared(NamedTuple):
 
     def labels(self, label_set: str | None = None) -> LabelSet: return labels_of(self.corpus, self.manifest, label_set)
 
-# %% ../nbs/07_prepare.ipynb #075a4f37
+# %% ../nbs/07_prepare.ipynb #9b11366f
 def prepare_real(
     found: Corpus,
     path: str | Path, # the corpus's folder, or a manifest
@@ -52,7 +53,7 @@ def prepare_real(
     failed = {s.item for s in [*text.skipped, *audio.skipped]}
     return Prepared(found, manifest.where(~manifest.table["id"].isin(failed)), text, audio)
 
-# %% ../nbs/07_prepare.ipynb #493cfd2d
+# %% ../nbs/07_prepare.ipynb #02ba3c4d
 def simulated_store(simulation: Simulation, modality: str, folder: Path) -> FeatureStore:
     "The features of one modality of a simulated corpus, written once."
     config = simulation.config
@@ -77,7 +78,7 @@ def prepare_simulated(
     stores = [simulated_store(simulation, modality, root/"features") for modality in ("text", "audio")]
     return Prepared(found, simulation.manifest, *stores)
 
-# %% ../nbs/07_prepare.ipynb #29404ee3
+# %% ../nbs/07_prepare.ipynb #3d7f4d06
 def prepare(
     name: str, # corpus name
     path: str | Path | None, # its folder or manifest; None for a simulated corpus

@@ -6,7 +6,7 @@
 __all__ = ['DEFAULT_CORPORA', 'WORKSPACE_FOLDERS', 'Request', 'parse_corpora', 'experiment_notebooks', 'check_parameters',
            'Executed', 'execute', 'commit', 'provenance', 'clear', 'reproduce']
 
-# %% ../nbs/32_reproduce.ipynb #ff9fcc35
+# %% ../nbs/32_reproduce.ipynb #474e2795
 import os, platform, shutil, subprocess, sys, time
 from pathlib import Path
 from typing import NamedTuple, Sequence
@@ -19,12 +19,13 @@ from .experiment import PROFILES, open_experiments, workspace
 from .page import notebook_page, write_report
 from .runs import RunStore, code_fingerprint, environment
 
-# %% ../nbs/32_reproduce.ipynb #5055e3df
+# %% ../nbs/32_reproduce.ipynb #6b6261f6
 class Request(NamedTuple):
     "What to reproduce and how."
     corpora: dict[str, str | None] # name -> folder or manifest; None for a simulated corpus
     profile: str = "quick"
     preset: str = "tuned"
+    mode: str = "pooled"
     only: tuple[str, ...] = () # names of experiment notebooks; empty for all
     out: str | None = None # output folder; None for one under data/
     workers: int = 2 # processes
@@ -53,7 +54,7 @@ def parse_corpora(
         corpora[name] = path or None
     return corpora or dict(DEFAULT_CORPORA)
 
-# %% ../nbs/32_reproduce.ipynb #5a43b6c6
+# %% ../nbs/32_reproduce.ipynb #19c4e0be
 def experiment_notebooks() -> dict[str, Path]:
     "The experiment notebooks by name."
     return {p.stem: p for p in sorted((project_root()/"nbs"/"experiments").glob("[!_]*.ipynb"))}
@@ -67,7 +68,7 @@ def check_parameters(
     known = papermill.inspect_notebook(str(notebook))
     for name in parameters: check_choice(name, known, f"parameter of {notebook.name}")
 
-# %% ../nbs/32_reproduce.ipynb #08559d45
+# %% ../nbs/32_reproduce.ipynb #f963b974
 class Executed(NamedTuple):
     "An experiment notebook that was run."
     name: str
@@ -86,7 +87,8 @@ def execute(
     target, store, start, failure = out/"notebooks"/notebook.name, RunStore(out/"runs"), time.perf_counter(), ""
     target.parent.mkdir(parents=True, exist_ok=True)
     before = len(store.hashes())
-    try: papermill.execute_notebook(str(notebook), str(target), parameters, cwd=str(notebook.parent), progress_bar=False, stderr_file=sys.stderr)
+    try: papermill.execute_notebook(str(notebook), str(target), parameters, cwd=str(notebook.parent), progress_bar=False, stderr_file=sys.stderr,
+                                         extra_arguments=["--IPKernelApp.log_level=40"]) # no warnings of the kernel's own
     except PapermillExecutionError as e:
         if e.ename == "InputError": raise InputError(*_split_message(e.evalue)) from e
         failure = f"{e.ename}: {e.evalue}"
@@ -100,7 +102,7 @@ def _split_message(message: str) -> tuple[str, str]:
     problem, _, remedy = message.partition(". ")
     return problem, remedy
 
-# %% ../nbs/32_reproduce.ipynb #bfa3e9e2
+# %% ../nbs/32_reproduce.ipynb #79054d00
 def commit() -> str:
     "The commit of the clone, marked when there are uncommitted changes; `unknown` outside a clone."
     try: return subprocess.run(["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=project_root(), capture_output=True, text=True,
@@ -117,7 +119,7 @@ def provenance(experiments: Sequence, seconds: float) -> dict:
     return {"commit": commit(), "code": code_fingerprint(), **data, "packages": ", ".join(f"{k} {v}" for k, v in made["packages"].items()),
             "Python": made["python"], "hardware": f"{made['system']} {made['machine']}, {os.cpu_count()} cores", "duration": f"{seconds:.0f} s"}
 
-# %% ../nbs/32_reproduce.ipynb #a1abd88e
+# %% ../nbs/32_reproduce.ipynb #21ff8cdd
 WORKSPACE_FOLDERS = ("manifests", "features", "splits", "runs", "notebooks", "tables", "figures")
 
 
@@ -138,9 +140,9 @@ def reproduce(
     preparation = {k: getattr(request, k) for k in ("text_encoder", "audio_encoder", "skip_bad", "workers")}
     say(f"Preparing {', '.join(request.corpora)}")
     clear(request.root, request.fresh)
-    experiments = open_experiments(request.corpora, request.root, request.profile, request.preset, **preparation)
+    experiments = open_experiments(request.corpora, request.root, request.profile, request.preset, request.mode, **preparation)
     parameters = {"corpora": {name: _absolute(path) for name, path in request.corpora.items()}, "out": str(request.root),
-                  "profile": request.profile, "preset": request.preset, "command": request.command,
+                  "profile": request.profile, "preset": request.preset, "mode": request.mode, "command": request.command,
                   **preparation, "text_encoder": _absolute(request.text_encoder), "audio_encoder": _absolute(request.audio_encoder)}
     executed = []
     for notebook in chosen:
@@ -150,7 +152,7 @@ def reproduce(
     write_json(request.root/"report.json", _report_data(request, experiments, executed, time.perf_counter() - start))
     return write_report(request.root), executed
 
-# %% ../nbs/32_reproduce.ipynb #a30fba3f
+# %% ../nbs/32_reproduce.ipynb #eac7e4af
 def _absolute(name: str | None) -> str | None:
     "A path as the notebook's folder sees it; a name that is no path stays as it is."
     return str(Path(name).absolute()) if name and Path(name).exists() else name
@@ -160,6 +162,6 @@ def _report_data(request: Request, experiments: Sequence, executed: Sequence[Exe
     simulated = [e.prepared.corpus.title for e in experiments if e.prepared.corpus.simulated]
     skipped = [s._asdict() for e in experiments for s in e.prepared.skipped]
     return {"title": "Multimodal speech emotion recognition: " + ", ".join(e.prepared.corpus.title for e in experiments),
-            "profile": request.profile, "preset": request.preset, "command": request.command, "simulated": f"The utterances of {', '.join(simulated)} were" if simulated else "",
+            "profile": request.profile, "preset": request.preset, "mode": request.mode, "command": request.command, "simulated": f"The utterances of {', '.join(simulated)} were" if simulated else "",
             "failures": [{"notebook": e.name, "reason": e.failure} for e in executed if e.failure],
             "notebooks": [e._asdict() for e in executed], "skipped": skipped, "provenance": provenance(experiments, seconds)}

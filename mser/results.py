@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Row', 'pooled', 'seed_scores', 'speaker_interval', 'pooled_confusion', 'summarise', 'summary']
 
-# %% ../nbs/24_results.ipynb #46929faf
+# %% ../nbs/24_results.ipynb #5fccaa54
 from typing import NamedTuple, Sequence
 
 import numpy as np, pandas as pd
@@ -14,7 +14,7 @@ from .metrics import confusion, scores
 from .runs import RunSpec, RunStore
 from .stats import bootstrap_ua, mean_interval
 
-# %% ../nbs/24_results.ipynb #a211e5a8
+# %% ../nbs/24_results.ipynb #36c436f5
 class Row(NamedTuple):
     "One row of a table: a name and the runs behind it."
     name: str
@@ -40,7 +40,7 @@ def _codes(table: pd.DataFrame, classes: Sequence[str]) -> tuple[np.ndarray, np.
     code = {name: i for i, name in enumerate(classes)}
     return table["label"].map(code).to_numpy("int64"), table["predicted"].map(code).to_numpy("int64")
 
-# %% ../nbs/24_results.ipynb #1e474ffd
+# %% ../nbs/24_results.ipynb #27318371
 def seed_scores(
     store: RunStore,
     row: Row,
@@ -67,7 +67,7 @@ def pooled_confusion(store: RunStore, row: Row, part: str = "test") -> np.ndarra
     "Confusion matrix of all seeds together."
     return confusion(*_codes(pooled(store, row.specs, part), row.classes), len(row.classes))
 
-# %% ../nbs/24_results.ipynb #547ae0b7
+# %% ../nbs/24_results.ipynb #71d21bbf
 def summarise(
     store: RunStore,
     row: Row,

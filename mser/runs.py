@@ -6,7 +6,7 @@
 __all__ = ['DECISIVE_MODULES', 'Value', 'DataSpec', 'Majority', 'LinearProbe', 'Network', 'RunSpec', 'code_fingerprint', 'Result',
            'RunStore', 'environment', 'compute', 'run', 'RunsFailed', 'run_many']
 
-# %% ../nbs/23_runs.ipynb #781306c1
+# %% ../nbs/23_runs.ipynb #681879e2
 import ast, importlib.util, json, platform, time
 from concurrent.futures import Executor, as_completed
 from functools import lru_cache
@@ -16,12 +16,12 @@ from typing import Annotated, Literal, NamedTuple, Sequence, Union
 
 import numpy as np, pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .baselines import class_probabilities, linear_probe, majority
 from .core import InputError, digest, read_json, whole_file, write_json
 from .dataset import SpeechData, gather
-from .features import FeatureStore
+from .store import FeatureStore
 from .labels import LabelSet
 from .losses import LossConfig
 from .manifest import Manifest, read_manifest
@@ -30,7 +30,7 @@ from .model import ModelConfig, MultimodalSER
 from .protocols import Splits
 from .training import Fit, Predictions, TrainConfig, build, fit, predict
 
-# %% ../nbs/23_runs.ipynb #a336d468
+# %% ../nbs/23_runs.ipynb #b632821e
 class Value(BaseModel):
     "A frozen value that refuses keys it does not know."
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,7 +79,7 @@ class RunSpec(Value):
     @property
     def hash(self) -> str: return digest(self.model_dump(mode="json"))
 
-# %% ../nbs/23_runs.ipynb #1e47a08a
+# %% ../nbs/23_runs.ipynb #2188d122
 DECISIVE_MODULES = tuple("mser." + m for m in "attention baselines contrastive dataset fusion losses metrics model runs training".split())
 
 
@@ -97,7 +97,7 @@ def code_fingerprint(
     sources = [Path(importlib.util.find_spec(m).origin).read_text(encoding="utf-8") for m in modules]
     return digest([ast.dump(_without_docstrings(ast.parse(s))) for s in sources])
 
-# %% ../nbs/23_runs.ipynb #07f2643b
+# %% ../nbs/23_runs.ipynb #a9137dd9
 class Result(NamedTuple):
     "What a run leaves behind."
     metrics: dict # scores on validation and test
@@ -142,7 +142,7 @@ def environment() -> dict:
     packages = {p: version(p) for p in ("mser", "torch", "numpy", "scikit-learn", "transformers", "opensmile")}
     return {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system(), "packages": packages}
 
-# %% ../nbs/23_runs.ipynb #26cae2af
+# %% ../nbs/23_runs.ipynb #dca3bde9
 @lru_cache(maxsize=4)
 def _load(data: str, root: Path) -> tuple[Manifest, SpeechData, Splits]: # `data` as JSON, so that it can be a key
     spec = DataSpec.model_validate_json(data)
@@ -156,14 +156,14 @@ def _fit_and_predict(spec: RunSpec, train: SpeechData, val: SpeechData, test: Sp
     "Predictions for validation and test, whatever the method."
     method = spec.method
     if isinstance(method, Network):
-        fitted = fit(build(method.model, train, spec.seed), train, val, method.train, method.loss, spec.seed)
+        fitted = fit(build(method.model, train, spec.seed), train, val, method.train, method.loss, spec.seed, spec.data.label_set.classes)
         return [predict(fitted.model, part) for part in (val, test)], fitted
     classifier = majority() if isinstance(method, Majority) else linear_probe(method.C)
     modalities = getattr(method, "modalities", ("text", "audio"))
     n_classes = len(spec.data.label_set)
     return [Predictions(class_probabilities(classifier, train, part, n_classes, modalities), None) for part in (val, test)], None
 
-# %% ../nbs/23_runs.ipynb #8ea1de38
+# %% ../nbs/23_runs.ipynb #17a3c3ea
 def _prediction_table(part: str, data: SpeechData, predicted: Predictions, speakers: dict[str, str], label_set: LabelSet) -> pd.DataFrame:
     "One row per utterance: who said it, what it is, what the model says."
     table = pd.DataFrame({"id": data.ids, "part": part, "speaker": [speakers[i] for i in data.ids],
@@ -205,7 +205,7 @@ def run(
         store.save(spec, result, time.perf_counter() - start)
     return spec.hash
 
-# %% ../nbs/23_runs.ipynb #a09e59a6
+# %% ../nbs/23_runs.ipynb #463b19f4
 class RunsFailed(RuntimeError):
     "Some runs failed; the others are in the store."
 

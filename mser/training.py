@@ -6,7 +6,7 @@
 __all__ = ['TrainConfig', 'batches', 'n_batches', 'make_optimiser', 'TrainingError', 'train_epoch', 'Predictions', 'predict',
            'BestEpoch', 'Fit', 'fit', 'build']
 
-# %% ../nbs/20_training.ipynb #3d45a303
+# %% ../nbs/20_training.ipynb #8daa0d00
 import copy, math
 from typing import Iterator, NamedTuple
 
@@ -19,7 +19,7 @@ from .losses import LossConfig, TotalLoss, class_weights
 from .metrics import scores
 from .model import ModelConfig, MultimodalSER
 
-# %% ../nbs/20_training.ipynb #0b12ca67
+# %% ../nbs/20_training.ipynb #6fe53169
 class TrainConfig(BaseModel):
     "How a model is trained. Defaults: the paper's."
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,7 +32,7 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
 
-# %% ../nbs/20_training.ipynb #bda74430
+# %% ../nbs/20_training.ipynb #31ddadc0
 def batches(
     n: int, # utterances
     batch_size: int, # utterances per step
@@ -49,7 +49,7 @@ def n_batches(n: int, batch_size: int) -> int:
     "How many steps one epoch takes."
     return max(1, math.ceil(n/batch_size) - (n > batch_size and n % batch_size == 1))
 
-# %% ../nbs/20_training.ipynb #b3fcf3a0
+# %% ../nbs/20_training.ipynb #861a5b87
 def make_optimiser(
     model: nn.Module,
     config: TrainConfig,
@@ -61,7 +61,7 @@ def make_optimiser(
                                                    total_steps=max(total_steps, 2), pct_start=config.warmup)
     return optimiser, schedule
 
-# %% ../nbs/20_training.ipynb #a730f249
+# %% ../nbs/20_training.ipynb #c6abfd00
 class TrainingError(RuntimeError):
     "A run that cannot go on, with the epoch and the reason."
 
@@ -88,7 +88,7 @@ def train_epoch(
         for name, value in {"loss": total.detach(), **parts}.items(): sums[name] = sums.get(name, 0) + value*len(index)
     return {name: float(value)/len(data) for name, value in sums.items()}
 
-# %% ../nbs/20_training.ipynb #15402590
+# %% ../nbs/20_training.ipynb #e23f0a52
 class Predictions(NamedTuple):
     "What a model says about some utterances."
     probabilities: np.ndarray # [N, C]
@@ -112,7 +112,7 @@ def predict(
     gates = torch.cat([torch.stack([o.gates[m].mean(1) for m in ("text", "audio")], 1) for o in outputs]).numpy() if gated else None
     return Predictions(probabilities, gates)
 
-# %% ../nbs/20_training.ipynb #f7640e66
+# %% ../nbs/20_training.ipynb #8d110255
 class BestEpoch:
     "Keeps a copy of the weights at the best validation UA and says when patience has run out."
     def __init__(self, patience: int):
@@ -123,7 +123,7 @@ class BestEpoch:
         if ua > self.ua: self.ua, self.epoch, self.state = ua, epoch, copy.deepcopy(model.state_dict())
         return epoch - self.epoch < self.patience
 
-# %% ../nbs/20_training.ipynb #0aa40dcb
+# %% ../nbs/20_training.ipynb #e0380ff6
 class Fit(NamedTuple):
     "A trained model at its best epoch, and how it got there."
     model: MultimodalSER
@@ -138,11 +138,12 @@ def fit(
     config: TrainConfig = TrainConfig(),
     loss: LossConfig = LossConfig(),
     seed: int = 0, # order of the utterances and dropout
+    classes: tuple[str, ...] | None = None, # class names, for messages
 ) -> Fit:
-    "Train until validation UA stops rising. Raises `TrainingError` when the loss is not finite."
+    "Train until validation UA stops rising. Raises `TrainingError` when the loss is not finite, `InputError` when a class has no training utterance."
     torch.manual_seed(seed)
     generator, n_classes = torch.Generator().manual_seed(seed), model.config.n_classes
-    objective = TotalLoss(loss, class_weights(train.labels, n_classes) if loss.class_weights else None)
+    objective = TotalLoss(loss, class_weights(train.labels, n_classes, classes) if loss.class_weights else None)
     optimiser, schedule = make_optimiser(model, config, config.epochs*n_batches(len(train), config.batch_size))
     best, history = BestEpoch(config.patience), []
     for epoch in range(1, config.epochs + 1):

@@ -27,7 +27,7 @@ def tone(path: Path, seed: int, seconds: float = 0.5, rate: int = 16000) -> None
     "A short voiced-like sound whose pitch and timbre depend on the seed."
     generator = np.random.default_rng(seed)
     t = np.arange(int(rate*seconds))/rate
-    pitch = 120 + 15*(seed % 9)
+    pitch = 120 + 25*(seed % 7)
     samples = sum(np.sin(2*np.pi*pitch*k*t)/k for k in range(1, 6))*0.1 + 0.01*generator.standard_normal(len(t))
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, samples, rate)
@@ -35,10 +35,10 @@ def tone(path: Path, seed: int, seconds: float = 0.5, rate: int = 16000) -> None
 
 @pytest.fixture(scope="session")
 def small_emodb(tmp_path_factory) -> Path:
-    "A tree in EmoDB's layout: 4 speakers, 3 emotions, 3 sentences, made tones."
+    "A tree in EmoDB's layout: 4 speakers, 7 emotions, 3 sentences, made tones."
     root = tmp_path_factory.mktemp("small-emodb")
-    names = [f"{s}{t}{e}a" for s in ("03", "08", "10", "13") for t in ("a01", "b02", "a05") for e in "WTN"]
-    for i, name in enumerate(names): tone(root/"wav"/f"{name}.wav", 3*i + "WTN".index(name[5]))
+    names = [f"{s}{t}{e}a" for s in ("03", "08", "10", "13") for t in ("a01", "b02", "a05") for e in LETTERS]
+    for i, name in enumerate(names): tone(root/"wav"/f"{name}.wav", 7*i + LETTERS.index(name[5]))
     return root
 
 

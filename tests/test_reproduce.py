@@ -145,28 +145,32 @@ def test_skip_bad_lists_what_it_skipped(copy_of_small_emodb, tmp_path):
 
 
 @pytest.fixture
-def manifest(small_emodb):
-    wavs = sorted((small_emodb/"wav").glob("*.wav"))
-    emotion = {"W": "anger", "T": "sadness", "N": "neutral"}
-    return pd.DataFrame({"id": [w.stem for w in wavs], "corpus": "mine", "audio": [str(w) for w in wavs], "text": "a sentence",
-                         "label": [emotion[w.stem[5]] for w in wavs], "speaker": [w.stem[:2] for w in wavs]})
+def manifest(copy_of_small_emodb):
+    "A table beside its recordings, and where to write it."
+    wavs = sorted((copy_of_small_emodb/"wav").glob("*.wav"))
+    emotion = {"W": "anger", "L": "boredom", "E": "disgust", "A": "fear", "F": "happiness", "T": "sadness", "N": "neutral"}
+    return pd.DataFrame({"id": [w.stem for w in wavs], "corpus": "mine", "audio": [f"wav/{w.name}" for w in wavs], "text": "a sentence",
+                         "label": [emotion[w.stem[5]] for w in wavs], "speaker": [w.stem[:2] for w in wavs]}), copy_of_small_emodb/"mine.csv"
 
 
 def test_manifest_of_ones_own(manifest, tmp_path):
-    manifest.to_csv(tmp_path/"mine.csv", index=False)
-    done = reproduce(f"mine={tmp_path}/mine.csv", tmp_path/"out")
+    table_of_mine, path = manifest
+    table_of_mine.to_csv(path, index=False)
+    done = reproduce(f"mine={path}", tmp_path/"out")
     assert done.returncode == 0, done.stderr
     assert len(table(tmp_path/"out", "mine")) == 8
 
 
 def test_manifest_with_duplicate_id(manifest, tmp_path):
-    pd.concat([manifest, manifest.iloc[:1]]).to_csv(tmp_path/"mine.csv", index=False)
-    refused(reproduce(f"mine={tmp_path}/mine.csv", tmp_path/"out"), "mine.csv", manifest["id"][0])
+    table_of_mine, path = manifest
+    pd.concat([table_of_mine, table_of_mine.iloc[:1]]).to_csv(path, index=False)
+    refused(reproduce(f"mine={path}", tmp_path/"out"), "mine.csv", table_of_mine["id"][0])
 
 
 def test_manifest_with_missing_column(manifest, tmp_path):
-    manifest.rename(columns={"speaker": "speeker"}).to_csv(tmp_path/"mine.csv", index=False)
-    refused(reproduce(f"mine={tmp_path}/mine.csv", tmp_path/"out"), "mine.csv", "speaker")
+    table_of_mine, path = manifest
+    table_of_mine.rename(columns={"speaker": "speeker"}).to_csv(path, index=False)
+    refused(reproduce(f"mine={path}", tmp_path/"out"), "mine.csv", "speaker")
 
 
 @pytest.mark.parametrize("arguments, word", [

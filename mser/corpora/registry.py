@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CORPORA', 'MANIFEST_SUFFIXES', 'Corpus', 'corpus', 'labels_of']
 
-# %% ../../nbs/02z_registry.ipynb #026df0a3
+# %% ../../nbs/02z_registry.ipynb #7be8de1f
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -15,7 +15,7 @@ from .simulated import SIMULATED
 from ..labels import LABEL_SETS, LabelSet
 from ..manifest import Manifest, read_manifest
 
-# %% ../../nbs/02z_registry.ipynb #3cc8c962
+# %% ../../nbs/02z_registry.ipynb #cd349bd6
 class Corpus(NamedTuple):
     "A corpus that `--corpus` can name."
     name: str
@@ -39,7 +39,7 @@ CORPORA = {c.name: c for c in [
     Corpus("sim-cremad", "CREMA-D-like (simulated)", "4", "speaker-kfold", *_SIMULATED_TERMS, None),
 ]}
 
-# %% ../../nbs/02z_registry.ipynb #0f8e9d94
+# %% ../../nbs/02z_registry.ipynb #3e7adc57
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 
 
