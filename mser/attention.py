@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['vad_distance', 'key_bias', 'guided_attention', 'VADGuidedAttention', 'AttentionBlock', 'CrossModalLayer']
 
-# %% ../nbs/10_attention.ipynb #45ca54de
+# %% ../nbs/10_attention.ipynb #b2d974ac
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../nbs/10_attention.ipynb #a788c455
+# %% ../nbs/10_attention.ipynb #a34113a9
 def vad_distance(
     q_vad: Tensor, # emotion of the queries [B, N_q, 3]
     k_vad: Tensor, # emotion of the keys [B, N_k, 3]
@@ -18,7 +18,7 @@ def vad_distance(
     "How far apart queries and keys lie in valence-arousal-dominance space."
     return torch.cdist(q_vad, k_vad, compute_mode="donot_use_mm_for_euclid_dist")
 
-# %% ../nbs/10_attention.ipynb #c509be7c
+# %% ../nbs/10_attention.ipynb #48967220
 def key_bias(
     key_mask: Tensor | None, # True at valid keys [B, N_k]; None when all are
     bias: Tensor | None, # added to the scores [B, N_q, N_k]; None for none
@@ -53,7 +53,7 @@ def guided_attention(
     if key_mask is not None: attended = attended*key_mask.any(-1)[:, None, None, None]
     return attended, weights
 
-# %% ../nbs/10_attention.ipynb #40c77ede
+# %% ../nbs/10_attention.ipynb #8310f3b9
 class VADGuidedAttention(nn.Module):
     "Multi-head attention with the bias lambda * M_VAD; `guided=False` is standard attention."
     def __init__(self,
@@ -107,7 +107,7 @@ class VADGuidedAttention(nn.Module):
         present = context_mask.any(-1)[:, None, None]  # an absent context adds nothing, not even the bias of `out`
         return output*present, weights if weights is None else weights*present.unsqueeze(1)
 
-# %% ../nbs/10_attention.ipynb #36a3b7b1
+# %% ../nbs/10_attention.ipynb #58ec9360
 class AttentionBlock(nn.Module):
     "One transformer layer: attention, then a feed-forward network, each with residual and layer norm."
     def __init__(self,
@@ -133,7 +133,7 @@ class AttentionBlock(nn.Module):
         x = self.norm_attention(query + self.dropout(attended))  # [B, N_q, D]
         return self.norm_feed_forward(x + self.dropout(self.feed_forward(x))), weights
 
-# %% ../nbs/10_attention.ipynb #74bd7761
+# %% ../nbs/10_attention.ipynb #887be8f8
 class CrossModalLayer(nn.Module):
     "Text attends to audio and audio to text, both from the layer's input."
     def __init__(self,

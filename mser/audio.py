@@ -6,7 +6,7 @@
 __all__ = ['AGAIN', 'NOT_AUDIO', 'SAMPLE_RATE', 'LOUDEST', 'check_present', 'wav_data_bytes', 'check_whole', 'AudioInfo',
            'Container', 'open_sound', 'sound_info', 'inspect_audio', 'read_blocks', 'decode', 'load_audio', 'is_silent']
 
-# %% ../nbs/04_audio.ipynb #d3e6fb98
+# %% ../nbs/04_audio.ipynb #1bc9706c
 import os, struct
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import numpy as np, soundfile as sf, soxr
 
 from .core import InputError
 
-# %% ../nbs/04_audio.ipynb #2a3359a9
+# %% ../nbs/04_audio.ipynb #6e8f3973
 AGAIN = "Copy the file again or pass --skip-bad"
 NOT_AUDIO = {
     b"version https://git-lfs": ("this is a git-lfs pointer, the recording itself was not downloaded",
@@ -38,7 +38,7 @@ def check_present(
         if head.startswith(magic): raise InputError(problem, remedy, path)
     return head
 
-# %% ../nbs/04_audio.ipynb #fd6a4c21
+# %% ../nbs/04_audio.ipynb #80a5c26b
 def wav_data_bytes(
     path: str | Path, # any file
 ) -> tuple[int, int] | None: # bytes that the header promises, bytes that are there; None where the question does not arise
@@ -68,7 +68,7 @@ def check_whole(
     if sizes and sizes[1] < sizes[0]:
         raise InputError(f"truncated: {sizes[1]:,} of the {sizes[0]:,} bytes of samples are there", AGAIN, path)
 
-# %% ../nbs/04_audio.ipynb #45c29fc2
+# %% ../nbs/04_audio.ipynb #b36be57f
 class AudioInfo(NamedTuple):
     "What a header says about a recording."
     duration: float # seconds
@@ -110,7 +110,7 @@ class Container:
         except self.error as e: raise self.unreadable(e) from None
         return np.concatenate(frames, axis=1).T if frames else np.zeros((0, self.stream.channels), np.float32)
 
-# %% ../nbs/04_audio.ipynb #9f927e47
+# %% ../nbs/04_audio.ipynb #5a2e98a1
 def open_sound(
     path: str | Path, # the file
 ) -> sf.SoundFile | None: # None: ask FFmpeg
@@ -137,7 +137,7 @@ def inspect_audio(
     if info.duration <= 0: raise InputError("the recording holds no samples", AGAIN, path)
     return info
 
-# %% ../nbs/04_audio.ipynb #bb2993d7
+# %% ../nbs/04_audio.ipynb #f4715330
 def read_blocks(
     file: sf.SoundFile, # opened with libsndfile
 ) -> np.ndarray: # float32 [n, channels]
@@ -162,7 +162,7 @@ def decode(
         raise InputError(f"truncated: {len(samples):,} of {promised:,} samples can be decoded", AGAIN, path)
     return samples, info.sample_rate
 
-# %% ../nbs/04_audio.ipynb #ebb7c1c5
+# %% ../nbs/04_audio.ipynb #422ba1d5
 SAMPLE_RATE = 16_000  # Hz; what every speech encoder here was trained on
 LOUDEST = 8.0         # overshoot of lossy codecs stays far below; integers stored as floats go far beyond
 
@@ -175,7 +175,8 @@ def load_audio(
     inspect_audio(path)
     samples, rate = decode(path)  # [n, channels]
     if not np.isfinite(samples).all():
-        raise InputError(f"{np.sum(~np.isfinite(samples)):,} of {samples.size:,} samples are NaN or infinite", "Convert it again or pass --skip-bad", path)
+        bad = np.count_nonzero(~np.isfinite(samples))
+        raise InputError(f"{bad:,} of {samples.size:,} samples are NaN or infinite", "Convert it again or pass --skip-bad", path)
     if (peak := np.abs(samples).max(initial=0)) > LOUDEST:
         raise InputError(f"samples reach {peak:,.0f}, floats must lie in [-1, 1]", "Write it as 16-bit integers or divide by 32768", path)
     mono = samples.mean(axis=1, dtype=np.float32)  # [n]
@@ -183,7 +184,7 @@ def load_audio(
     if not len(mono): raise InputError(f"the recording is shorter than one sample at {sample_rate} Hz", AGAIN, path)
     return mono
 
-# %% ../nbs/04_audio.ipynb #5d08df19
+# %% ../nbs/04_audio.ipynb #395ae988
 def is_silent(
     samples: np.ndarray, # float32 [n], full scale at 1
     floor_db: float = -60.0, # dB relative to full scale; one step of 16 bits is -90 dB, quiet speech peaks near -30 dB

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'ProfileName', 'ModeName', 'PresetName', 'reproduce', 'corpora', 'predict', 'main']
 
-# %% ../nbs/40_cli.ipynb #6753f299
+# %% ../nbs/40_cli.ipynb #13d5c3cd
 import shlex, sys
 from enum import Enum
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.table import Table
 from . import __version__
 from .core import InputError
 
-# %% ../nbs/40_cli.ipynb #4c697735
+# %% ../nbs/40_cli.ipynb #0db9f0fc
 app = typer.Typer(name="mser", no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
                   help="Multimodal speech emotion recognition: reproduce the experiments, look at the corpora, use a trained model.\n\n"
                        "Start with [bold]mser reproduce[/bold]: it needs no data, runs on simulated corpora and writes a report.")
@@ -46,7 +46,7 @@ def _version(wanted: bool):
 @app.callback()
 def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False): pass
 
-# %% ../nbs/40_cli.ipynb #0e60dea8
+# %% ../nbs/40_cli.ipynb #8cffc926
 @app.command()
 def reproduce(
     corpus: Annotated[Optional[list[str]], typer.Option(metavar="NAME=PATH", help="A corpus and its folder, or any name and a manifest (CSV, Parquet). "
@@ -74,7 +74,8 @@ def reproduce(
 
       mser reproduce --corpus mine=recordings/manifest.csv --text-encoder bert --out results
     """
-    from mser import reproduce as room
+    print(f"mser {__version__}: reproducing, {', '.join(corpus or ['simulated corpora'])}, profile {profile.value}", file=sys.stderr, flush=True)
+    from mser import reproduce as room # heavy: after the first line, so that a user sees at once that something happens
     request = room.Request(room.parse_corpora(corpus or []), profile.value, preset.value, mode.value, tuple(only or ()), str(out) if out else None, workers,
                            fresh, text_encoder, audio_encoder, skip_bad, shlex.join(["mser", *sys.argv[1:]]))
     report, executed = room.reproduce(request, say=lambda line: print(line, file=sys.stderr, flush=True))
@@ -88,7 +89,7 @@ def _near(path: Path) -> Path:
     "The path as seen from here, when it lies below."
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
-# %% ../nbs/40_cli.ipynb #e9460744
+# %% ../nbs/40_cli.ipynb #3742cf95
 @app.command()
 def corpora():
     "List the corpora that --corpus can name, with label set, protocol and licence."
@@ -99,7 +100,7 @@ def corpora():
     console.print(table)
     console.print("Any other corpus: a manifest (CSV or Parquet) with the columns id, corpus, audio, text, label, speaker.")
 
-# %% ../nbs/40_cli.ipynb #00a78b48
+# %% ../nbs/40_cli.ipynb #afd35b91
 @app.command()
 def predict(
     audio: Annotated[Path, typer.Argument(metavar="AUDIO", help="A recording: wav, flac, mp3, mp4, ...")],
@@ -123,7 +124,7 @@ def predict(
     console.print("valence {:+.2f}, arousal {:+.2f}, dominance {:+.2f}".format(*predicted.vad))
     if predicted.gates is not None: console.print("gates: text {:.2f}, audio {:.2f}".format(*predicted.gates))
 
-# %% ../nbs/40_cli.ipynb #c220ec65
+# %% ../nbs/40_cli.ipynb #e2d5ec10
 def main():
     "What the `mser` command calls."
     try: app()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROFILES', 'PRESETS', 'NETWORKS', 'Profile', 'Preset', 'Experiment', 'workspace', 'open_experiments', 'compute_rows']
 
-# %% ../nbs/25_experiment.ipynb #1befb274
+# %% ../nbs/25_experiment.ipynb #913a0d2e
 import shutil
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from .results import Row
 from .runs import DataSpec, LinearProbe, Majority, Network, RunSpec, RunStore, Value, code_fingerprint, run_many
 from .training import TrainConfig
 
-# %% ../nbs/25_experiment.ipynb #f3160148
+# %% ../nbs/25_experiment.ipynb #c4d5836b
 class Profile(Value):
     "How much of an experiment is run."
     name: str
@@ -43,7 +43,7 @@ PROFILES = {p.name: p for p in [
     Profile(name="paper", seeds=5),
 ]}
 
-# %% ../nbs/25_experiment.ipynb #561184be
+# %% ../nbs/25_experiment.ipynb #136d1e52
 class Preset(Value):
     "How a network is built and trained."
     name: str
@@ -55,10 +55,10 @@ class Preset(Value):
 PRESETS = {p.name: p for p in [
     Preset(name="paper"),
     Preset(name="tuned", model={"hidden_dim": 128, "n_layers": 1, "input_dropout": 0.2},
-           train=TrainConfig(batch_size=32, lr=5e-5, epochs=60, patience=20)),
+           train=TrainConfig(batch_size=64, lr=2e-4, epochs=30, patience=10)),
 ]}
 
-# %% ../nbs/25_experiment.ipynb #8b0e5317
+# %% ../nbs/25_experiment.ipynb #dcb1d97e
 NETWORKS = {
     "text only": {"modalities": "text", "vga": False, "eaaf": False, "micl": False},
     "audio only": {"modalities": "audio", "vga": False, "eaaf": False, "micl": False},
@@ -66,7 +66,7 @@ NETWORKS = {
     "full model": {},
 }
 
-# %% ../nbs/25_experiment.ipynb #b7f53880
+# %% ../nbs/25_experiment.ipynb #e5b17c91
 @dataclass(frozen=True)
 class Experiment:
     "One corpus under one protocol, profile and preset."
@@ -111,7 +111,7 @@ class Experiment:
         specs = (RunSpec(data=self.data, fold=f, seed=s, method=method, code=code_fingerprint()) for s in seeds for f in self.folds)
         return Row(name, tuple(specs))
 
-# %% ../nbs/25_experiment.ipynb #31753348
+# %% ../nbs/25_experiment.ipynb #f775ca9e
 def workspace(out: str | None, corpora: dict[str, str | None]) -> Path:
     "Where results go: `out`, or a folder under `data/` that is named after the corpora."
     if out is not None: return Path(out)

@@ -6,7 +6,7 @@
 __all__ = ['encoder_inputs', 'content_digest', 'source_fingerprint', 'encode_file', 'encode_batches', 'Shard', 'plan_shards',
            'fill_shards', 'check_complete', 'extract', 'FeatureStore', 'write_store']
 
-# %% ../nbs/06a_features.ipynb #da54da2e
+# %% ../nbs/06a_features.ipynb #ba6a310f
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -22,10 +22,11 @@ from .core import InputError, attempt_each, check_choice, digest, digest_file
 from .encoders.base import Encoded, Encoder
 from .manifest import Manifest
 from .parallel import ordered_map
-from .store import DTYPES, FeatureStore, check_encoded, finish_store, finished, read_about, shard_path, store_fingerprint, write_shard, write_store
+from .store import (DTYPES, FeatureStore, check_encoded, finish_store, finished, read_about, shard_path, store_fingerprint, write_shard,
+                        write_store)
 _all_ = ["FeatureStore", "write_store"]
 
-# %% ../nbs/06a_features.ipynb #c834bcd8
+# %% ../nbs/06a_features.ipynb #0c664242
 def encoder_inputs(
     manifest: Manifest,
     modality: str, # "text" or "audio"
@@ -50,7 +51,7 @@ def source_fingerprint(
     "The name of all inputs: ids with texts, or with the content of the recordings. Raises `InputError`."
     return digest([[name, attempt_each(content_digest, [content], skip_bad)[0]] for name, content in inputs])
 
-# %% ../nbs/06a_features.ipynb #949eed22
+# %% ../nbs/06a_features.ipynb #5f2d05d0
 def encode_file(
     encoder: Encoder, # for audio
     path: Path, # a recording
@@ -81,7 +82,7 @@ def encode_batches(
     with closing(ordered_map(partial(encode_file, encoder), paths, workers)) as results:
         for batch in batches: yield [counted(result) for result in islice(results, len(batch))]
 
-# %% ../nbs/06a_features.ipynb #f4e80321
+# %% ../nbs/06a_features.ipynb #76048648
 class Shard(NamedTuple):
     "Part of an extraction: where it goes, what it is, what it is made of."
     path: Path # its file
@@ -119,18 +120,20 @@ def fill_shards(
     "Encode and write shards, one after the other. Raises `InputError` at the first bad utterance unless they are skipped."
     check = partial(check_encoded, card=encoder.card, dtype=dtype)
     with closing(encode_batches(encoder, [s.contents for s in shards], workers, bar)) as results:
-        for shard, outcomes in zip(shards, results):
-            items, skipped = attempt_each(check, list(zip(shard.names, outcomes)), skip_bad, name=lambda item: item[0])
+        for shard, outcomes in zip(shards, results, strict=True):
+            named = list(zip(shard.names, outcomes, strict=True))
+            items, skipped = attempt_each(check, named, skip_bad, name=lambda item: item[0])
             write_shard(shard.path, items, encoder.card, dtype, shard.tag, skipped)
 
-# %% ../nbs/06a_features.ipynb #fb356708
+# %% ../nbs/06a_features.ipynb #d9cec46e
 def check_complete(
     store: FeatureStore,
     skip_bad: bool, # whether utterances may be missing
 ) -> FeatureStore: # the store
     "Refuse a store that lacks utterances, unless they may be missing. Raises `InputError` with the first reason."
     if skip_bad or not store.skipped: return store
-    raise InputError(f"{len(store.skipped)} utterances could not be encoded; {store.skipped[0].reason}", "Repair them or pass --skip-bad", store.path)
+    raise InputError(f"{len(store.skipped)} utterances could not be encoded, the first: {store.skipped[0].reason}",
+                     "Repair them or pass --skip-bad", store.path)
 
 
 def extract(
@@ -153,6 +156,7 @@ def extract(
     shards = plan_shards(path, inputs, fingerprint, shard_size)
     todo = [s for s in shards if not s.done]
     n_done = len(inputs) - sum(len(s.names) for s in todo)
-    with tqdm(desc=f"{corpus} {card.modality} {card.name}", total=len(inputs), initial=n_done, unit="utt", file=sys.stderr, disable=not progress) as bar:
+    with tqdm(desc=f"{corpus} {card.modality} {card.name}", total=len(inputs), initial=n_done, unit="utt", file=sys.stderr,
+              disable=not progress) as bar:
         fill_shards(encoder, todo, dtype, skip_bad, workers, bar)
     return check_complete(finish_store(path, card, source, dtype, len(shards)), skip_bad)

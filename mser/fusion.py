@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Fused', 'AdaptiveFusion', 'ConcatFusion']
 
-# %% ../nbs/11_fusion.ipynb #7947246f
+# %% ../nbs/11_fusion.ipynb #a029c4d0
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/11_fusion.ipynb #7415ad50
+# %% ../nbs/11_fusion.ipynb #b2c45ba3
 class Fused(NamedTuple):
     "What a fusion returns."
     fused: Tensor # joint vector h [B, D]
     gates: dict[str, Tensor] | None # alpha per utterance and dimension, "text" and "audio" [B, D]; None without gates
 
-# %% ../nbs/11_fusion.ipynb #0f23263a
+# %% ../nbs/11_fusion.ipynb #9c0d113e
 class AdaptiveFusion(nn.Module):
     "EAAF: h = alpha_t * h_t + alpha_a * h_a + beta (h_t * h_a), with gates that look at [h_t; h_a; h_t * h_a]."
     def __init__(self,
@@ -39,7 +39,7 @@ class AdaptiveFusion(nn.Module):
         fused = alpha_text*text + alpha_audio*audio + self.beta*product
         return Fused(fused, {"text": alpha_text, "audio": alpha_audio})
 
-# %% ../nbs/11_fusion.ipynb #df09259c
+# %% ../nbs/11_fusion.ipynb #254559e2
 class ConcatFusion(nn.Module):
     "The standard baseline: a linear map of [h_t; h_a]."
     def __init__(self,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLE', 'TEMPLATE', 'write_report', 'notebook_page']
 
-# %% ../nbs/33_page.ipynb #ad2a715a
+# %% ../nbs/33_page.ipynb #b53d6e47
 import base64
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from nbconvert import HTMLExporter
 
 from .core import read_json, whole_file, write_json
 
-# %% ../nbs/33_page.ipynb #84921bff
+# %% ../nbs/33_page.ipynb #4ea6b0ad
 STYLE = """
 :root { --ink: #1c2330; --soft: #5b6472; --line: #d9dde3; --paper: #fff; --wash: #f5f7f9; --accent: #0a5c8f; --warn: #8a4b00; --warnwash: #fff4e0 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #a2abb8; --line: #39414d; --paper: #14181e; --wash: #1d232b;
@@ -31,12 +31,13 @@ figure { margin: 1.5rem 0 } figure img { max-width: 100%; height: auto; backgrou
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; width: 100% }
 th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap }
 thead th { border-bottom: 2px solid var(--ink) } tbody tr:hover { background: var(--wash) } td:first-child { font-weight: 600 }
+td:last-child { white-space: normal; min-width: 12rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 code { background: var(--wash); padding: .1rem .3rem; border-radius: .25rem; overflow-wrap: anywhere }
 @media print { body { max-width: none; font-size: 10pt } nav { display: none } figure, tr { break-inside: avoid } th, td { white-space: normal } }
 """
 
-# %% ../nbs/33_page.ipynb #1553ad6a
+# %% ../nbs/33_page.ipynb #07da30cf
 TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ report.title }}</title><link rel="icon" href="data:,"><style>{{ style }}</style></head><body>
@@ -63,7 +64,7 @@ computed now){{ ", " if not loop.last }}{% endfor %}</p>
 </main></body></html>
 """
 
-# %% ../nbs/33_page.ipynb #01d1fb82
+# %% ../nbs/33_page.ipynb #418bb655
 def _entries(folder: Path) -> list[dict]:
     "The JSON files beside tables or figures, in the order of their names."
     return [read_json(p) for p in sorted(folder.glob("*.json"))]
@@ -96,7 +97,7 @@ class _Safe(str):
     "HTML of our own making, not to be escaped again."
     def __html__(self): return self
 
-# %% ../nbs/33_page.ipynb #dc50b0d4
+# %% ../nbs/33_page.ipynb #1faa2565
 def notebook_page(
     notebook: str | Path, # an executed .ipynb
 ) -> Path: # the page beside it

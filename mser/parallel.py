@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['THREAD_VARIABLES', 'limit_threads', 'exit_with_parent', 'start_worker', 'process_pool', 'ordered_map']
 
-# %% ../nbs/00c_parallel.ipynb #1233ccf4
+# %% ../nbs/00c_parallel.ipynb #9541c33f
 import multiprocessing, os, signal, sys, threading
 from collections import deque
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -15,7 +15,7 @@ from typing import Callable, Iterable, Iterator
 
 from .core import InputError
 
-# %% ../nbs/00c_parallel.ipynb #72ed869e
+# %% ../nbs/00c_parallel.ipynb #c419c367
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -42,7 +42,7 @@ def start_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
-# %% ../nbs/00c_parallel.ipynb #69f54fb5
+# %% ../nbs/00c_parallel.ipynb #7518cea3
 @contextmanager
 def process_pool(
     workers: int, # processes, at least 1
@@ -61,7 +61,7 @@ def process_pool(
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others: process.terminate()
 
-# %% ../nbs/00c_parallel.ipynb #072af115
+# %% ../nbs/00c_parallel.ipynb #f1766312
 def ordered_map(
     fn: Callable, # a function of one item, from a module
     items: Iterable, # the items

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'percent', 'shown', 'save_table', 'style', 'save_figure', 'confusion_figure', 'training_curves',
            'score_figure']
 
-# %% ../nbs/30_report.ipynb #74fbea74
+# %% ../nbs/30_report.ipynb #4d361f28
 import os
 from pathlib import Path
 from typing import Sequence
@@ -17,7 +17,7 @@ from .core import whole_file, write_json
 from .results import Row
 from .runs import RunStore
 
-# %% ../nbs/30_report.ipynb #e9984957
+# %% ../nbs/30_report.ipynb #694cd121
 def percent(mean: float, half_width: float = float("nan")) -> str:
     "`62.6 ± 1.2`, or `62.6` when the half width is unknown."
     return f"{100*mean:.1f}" if np.isnan(half_width) else f"{100*mean:.1f} ± {100*half_width:.1f}"
@@ -38,7 +38,7 @@ def shown(
     out["seeds"], out["runs"], out["split"] = numbers["seeds"], numbers["runs"], split
     return out
 
-# %% ../nbs/30_report.ipynb #572cc972
+# %% ../nbs/30_report.ipynb #bddc9e73
 def save_table(
     folder: str | Path,
     name: str, # file name without suffix
@@ -64,7 +64,7 @@ def _latex(value) -> str:
     for character in "&%#_": text = text.replace(character, f"\\{character}")
     return text.replace("±", r"$\pm$")
 
-# %% ../nbs/30_report.ipynb #2312d28b
+# %% ../nbs/30_report.ipynb #a4ff308e
 def style() -> None:
     "Set the one style of all figures."
     sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc={"axes.spines.top": False, "axes.spines.right": False})
@@ -86,24 +86,25 @@ def save_figure(
         with whole_file(folder/f"{name}{suffix}") as part: fig.savefig(part, dpi=160, metadata=metadata)
     write_json(folder/f"{name}.json", {"name": name, "caption": caption, "alt": alt, "command": command, "group": group})
 
-# %% ../nbs/30_report.ipynb #44062a5a
+# %% ../nbs/30_report.ipynb #7e1fc139
 def confusion_figure(
     matrices: dict[str, np.ndarray], # title -> counts [C, C], rows are true classes
     classes: Sequence[str],
 ) -> plt.Figure:
     "Confusion matrices side by side, in percent of the true class."
-    side = 1.1 + 0.5*len(classes)
-    fig, axes = plt.subplots(1, len(matrices), figsize=(side*len(matrices) + 0.4, side + 0.5), squeeze=False, sharey=True)
+    side = 0.5*len(classes)
+    fig, axes = plt.subplots(1, len(matrices), figsize=((side + 0.3)*len(matrices) + 1, side + 1.6), squeeze=False, sharey=True)
     for ax, (title, counts) in zip(axes[0], matrices.items()):
         share = 100*counts/np.maximum(counts.sum(1, keepdims=True), 1)
         sns.heatmap(share, annot=True, fmt=".0f", vmin=0, vmax=100, cmap="Blues", cbar=False, square=True, ax=ax, annot_kws={"size": 9},
                     xticklabels=classes, yticklabels=classes, linewidths=0.5)
         ax.set(title=f"{title}\nUA {np.diag(share)[counts.sum(1) > 0].mean():.1f} %", xlabel="predicted")
         ax.tick_params(axis="x", rotation=60)
+        ax.tick_params(axis="y", rotation=0)
     axes[0, 0].set_ylabel("true")
     return fig
 
-# %% ../nbs/30_report.ipynb #09a47246
+# %% ../nbs/30_report.ipynb #23e96f7c
 def training_curves(
     store: RunStore,
     rows: Sequence[Row], # only networks have a history
@@ -122,7 +123,7 @@ def training_curves(
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(rows), 4), frameon=False)
     return fig
 
-# %% ../nbs/30_report.ipynb #35acbc1d
+# %% ../nbs/30_report.ipynb #f541d9b2
 def score_figure(
     numbers: pd.DataFrame, # as `mser.results.summary` makes it
     n_classes: int, # chance is one over this

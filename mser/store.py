@@ -7,7 +7,7 @@ __all__ = ['DTYPES', 'FORMAT', 'SEAL', 'check_encoded', 'shard_path', 'write_sha
            'FeatureStore', 'store_fingerprint', 'finished', 'sweep', 'index_shards', 'finish_store', 'write_store',
            'average_frames']
 
-# %% ../nbs/06_store.ipynb #cc3e616d
+# %% ../nbs/06_store.ipynb #9d9f1602
 import json, time
 from dataclasses import replace
 from itertools import islice
@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from .core import InputError, Skipped, check_choice, digest, digest_file, read_json, whole_file, write_json
 from .encoders.base import Encoded, EncoderCard
 
-# %% ../nbs/06_store.ipynb #295dc5ef
+# %% ../nbs/06_store.ipynb #b2b46b23
 DTYPES = {"float32": np.float32, "float16": np.float16}
 
 
@@ -34,7 +34,7 @@ def check_encoded(
     "Refuse an utterance that failed, or whose numbers cannot be stored. Raises `InputError` naming the utterance."
     name, encoded = item
     if isinstance(encoded, InputError): raise encoded
-    if problem := encoded.problem(card): raise InputError(f"{problem}", "Listen to the recording, or pass --skip-bad", f"utterance {name}")
+    if problem := encoded.problem(card): raise InputError(problem, "Listen to the recording, or pass --skip-bad", f"utterance {name}")
     with np.errstate(over="ignore"): stored = [np.asarray(a).astype(DTYPES[dtype]) for a in (encoded.frames, encoded.utterance)]
     if not all(np.isfinite(a).all() for a in stored):
         raise InputError(f"numbers too large for {dtype}", "Store float32", f"utterance {name}")
@@ -72,7 +72,7 @@ def read_about(path: Path) -> dict:
     "What a shard's header says about it."
     with open_shard(path) as f: return json.loads(f.metadata()["mser"])
 
-# %% ../nbs/06_store.ipynb #f87ad4b6
+# %% ../nbs/06_store.ipynb #accf94d1
 FORMAT = 1  # raised when stores of older versions must not be read, or when the way from input to encoder changes
 SEAL = "digest"  # key in store.json that holds the digest of all the others
 
@@ -106,7 +106,8 @@ class FeatureStore:
     def __len__(self): return len(self.index)
     def __contains__(self, name: str): return name in self.row_of
     def __reduce__(self): return FeatureStore, (self.path,)  # to a worker goes the path, never the arrays
-    def __repr__(self): return f"FeatureStore({self.path.name}: {len(self):,} utterances, {self.n_frames:,} frames of {self.card.frame_dim}, {self.dtype})"
+    def __repr__(self):
+        return f"FeatureStore({self.path.name}: {len(self):,} utterances, {self.n_frames:,} frames of {self.card.frame_dim}, {self.dtype})"
 
     @property
     def ids(self) -> list[str]: return self.index["id"].tolist()
@@ -123,7 +124,7 @@ class FeatureStore:
     @property
     def skipped(self) -> tuple[Skipped, ...]: return tuple(Skipped(*s) for s in self.about["skipped"])
 
-# %% ../nbs/06_store.ipynb #6a2e70ff
+# %% ../nbs/06_store.ipynb #b9b48b2b
 def store_fingerprint(card: EncoderCard, source: str, dtype: str) -> str:
     "The name of the features that an encoder makes of given inputs."
     return digest({"format": FORMAT, "card": card.fingerprint, "source": source, "dtype": dtype})
@@ -150,14 +151,16 @@ def sweep(folder: Path, n_shards: int) -> None:
 
 def index_shards(shards: Sequence[dict]) -> pd.DataFrame:
     "One row per utterance from what the shards say about themselves. Raises `InputError` for an id that appears twice."
-    parts = [pd.DataFrame({"id": pd.Series(a["ids"], dtype="str"), "shard": k, "rank": range(len(a["ids"])), "length": a["lengths"],
-                           "start": np.cumsum([0, *a["lengths"]])[:-1], "truncated": a["truncated"], "silent": a["silent"]}) for k, a in enumerate(shards) if a["ids"]]
+    parts = [pd.DataFrame({"id": pd.Series(a["ids"], dtype="str"), "shard": k, "rank": range(len(a["ids"])),
+                           "start": np.cumsum([0, *a["lengths"]])[:-1], "length": a["lengths"], "truncated": a["truncated"], "silent": a["silent"]})
+             for k, a in enumerate(shards) if a["ids"]]
     if not parts: raise InputError("no utterance could be encoded", "See the reasons in the list of skipped ones")
     index = pd.concat(parts, ignore_index=True)
-    if (twice := index["id"].duplicated()).any(): raise InputError(f"utterance {index['id'][twice].iloc[0]!r} appears twice", "Give each its own id")
+    if (twice := index["id"].duplicated()).any():
+        raise InputError(f"utterance {index['id'][twice].iloc[0]!r} appears twice", "Give each its own id")
     return index
 
-
+# %% ../nbs/06_store.ipynb #84cf2c98
 def finish_store(
     path: Path, # folder with all the shards
     card: EncoderCard, # what made the features
@@ -172,9 +175,10 @@ def finish_store(
     shards = [read_about(f) for f in files]
     index = index_shards(shards)
     with whole_file(path/"index.parquet") as part: index.to_parquet(part, index=False)
-    about = {"format": FORMAT, "fingerprint": store_fingerprint(card, source, dtype), "card": card.model_dump(mode="json"), "source": source,
-             "dtype": dtype, "n_utterances": len(index), "n_frames": int(index.length.sum()), "n_truncated": int(index.truncated.sum()),
-             "n_silent": int(index.silent.sum()), "skipped": [list(s) for s in skipped] + [s for a in shards for s in a["skipped"]],
+    counts = {"n_utterances": len(index), "n_frames": index.length.sum(), "n_truncated": index.truncated.sum(), "n_silent": index.silent.sum()}
+    about = {"format": FORMAT, "fingerprint": store_fingerprint(card, source, dtype), "card": card.model_dump(mode="json"),
+             "source": source, "dtype": dtype, **{name: int(n) for name, n in counts.items()},
+             "skipped": [list(s) for s in skipped] + [s for a in shards for s in a["skipped"]],
              "files": {f.name: digest_file(f) for f in [*files, path/"index.parquet"]}}
     write_json(path/"store.json", about | {SEAL: digest(about)})
     return FeatureStore(path)
@@ -199,7 +203,7 @@ def write_store(
         n += 1
     return finish_store(path, card, source, dtype, n, skipped)
 
-# %% ../nbs/06_store.ipynb #bd3dd993
+# %% ../nbs/06_store.ipynb #54aebccb
 @patch
 def rows(self: FeatureStore,
     ids: Iterable[str], # utterance ids
@@ -240,7 +244,7 @@ def pooled(self: FeatureStore,
         vectors[here] = self.shard(number).get_tensor("utterance")[at["rank"][here]]
     return vectors
 
-# %% ../nbs/06_store.ipynb #9560a3fe
+# %% ../nbs/06_store.ipynb #1b735143
 def average_frames(
     frames: np.ndarray, # [n, d], n at least 1
     pool: int, # frames to average
@@ -251,7 +255,7 @@ def average_frames(
     sizes = np.diff(np.append(starts, len(frames)))  # [groups]
     return np.add.reduceat(frames, starts, axis=0)/sizes[:, None].astype(frames.dtype)
 
-# %% ../nbs/06_store.ipynb #0ca08661
+# %% ../nbs/06_store.ipynb #976e02dc
 @patch
 def ragged(self: FeatureStore,
     ids: Sequence[str], # utterance ids
@@ -266,7 +270,7 @@ def ragged(self: FeatureStore,
         values[end - size:end] = average_frames(self.shard(number).get_slice("frames")[start:start + n].astype(np.float32), pool)
     return values, lengths
 
-# %% ../nbs/06_store.ipynb #21a0aad9
+# %% ../nbs/06_store.ipynb #da335e3e
 @patch
 def verify(self: FeatureStore) -> list[str]:
     "Read every file and compare it with its digest: a list of problems, empty when all is well."

@@ -1,7 +1,7 @@
 "Recordings as they come, whole and broken: each is decoded right, or refused by name with a remedy."
-import os, struct, time
+import struct, subprocess, sys, time
 
-import av, numpy as np, psutil, pytest, soundfile as sf, subprocess, sys
+import av, numpy as np, psutil, pytest, soundfile as sf
 from hypothesis import given, settings, strategies as st
 
 from mser.audio import inspect_audio, is_silent, load_audio, wav_data_bytes
@@ -9,6 +9,7 @@ from mser.core import InputError
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 RATES = (8_000, 16_000, 44_100, 48_000)
+MAGIC = (b"", b"RIFF\x24\x00\x00\x00WAVE", b"fLaC", b"OggS", b"ID3\x03", b"\x00\x00\x00\x20ftypisom", b"\x1aE\xdf\xa3")  # how files begin
 
 
 def tone(rate, seconds=1.0): return (0.3*np.sin(2*np.pi*440*np.arange(int(rate*seconds))/rate)).astype(np.float32)
@@ -73,9 +74,10 @@ def broken(folder, kind):
     elif kind == "text": path.write_text("not a recording\n"*30)
     elif kind == "nan": sf.write(path, np.r_[tone(16_000), np.nan].astype(np.float32), 16_000, subtype="FLOAT")
     elif kind == "integers": sf.write(path, tone(16_000)*32768, 16_000, subtype="FLOAT")
-    elif kind == "silent film": path.unlink(), write_container(path := path.with_suffix(".mp4"), None, None, None, video=True)
-    elif kind == "flac": path.unlink(), sf.write(path := path.with_suffix(".flac"), tone(16_000), 16_000), path.write_bytes(path.read_bytes()[:4000])
-    elif kind == "mp3": path.unlink(), sf.write(path := path.with_suffix(".mp3"), tone(16_000), 16_000), path.write_bytes(path.read_bytes()[:1000])
+    elif kind == "silent film": write_container(path := path.with_suffix(".mp4"), None, None, None, video=True)
+    elif kind in ("flac", "mp3"):
+        sf.write(path := path.with_suffix(f".{kind}"), tone(16_000), 16_000)
+        path.write_bytes(path.read_bytes()[:4000 if kind == "flac" else 1000])
     return path
 
 
@@ -115,7 +117,7 @@ def test_a_wav_cut_anywhere_is_refused(tmp_path_factory, data):
 
 
 @few
-@given(st.sampled_from([b"", b"RIFF\x24\x00\x00\x00WAVE", b"fLaC", b"OggS", b"ID3\x03", b"\x00\x00\x00\x20ftypisom", b"\x1aE\xdf\xa3"]), st.binary(max_size=300))
+@given(st.sampled_from(MAGIC), st.binary(max_size=300))
 def test_junk_is_never_a_crash(tmp_path_factory, magic, junk):
     path = tmp_path_factory.mktemp("junk")/"a.wav"
     path.write_bytes(magic + junk)

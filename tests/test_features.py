@@ -1,5 +1,5 @@
 "Feature stores under fire: kills, flipped bytes, half-written folders, any lengths and shard sizes."
-import json, os, signal, struct, subprocess, sys, time
+import json, os, shutil, signal, struct, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np, pandas as pd, psutil, pytest, soundfile as sf
@@ -38,7 +38,8 @@ def corpus(tmp_path_factory): return make_corpus(tmp_path_factory.mktemp("clips"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(corpus, tmp_path_factory): return extract(corpus, EgemapsEncoder(), tmp_path_factory.mktemp("whole"), shard_size=4, progress=False)
+def undisturbed(corpus, tmp_path_factory):
+    return extract(corpus, EgemapsEncoder(), tmp_path_factory.mktemp("whole"), shard_size=4, progress=False)
 
 
 JOB = """
@@ -92,7 +93,8 @@ def test_bad_recording_stops_or_is_listed(tmp_path):
     cut, silent = tmp_path/"c02.wav", tmp_path/"c04.wav"
     cut.write_bytes(cut.read_bytes()[:3000])
     sf.write(silent, np.zeros(16_000), 16_000)
-    with pytest.raises(InputError, match=r"c02.wav: truncated.* pass --skip-bad"): extract(corpus, EgemapsEncoder(), tmp_path/"f", workers=2, progress=False)
+    with pytest.raises(InputError, match=r"c02.wav: truncated.* pass --skip-bad"):
+        extract(corpus, EgemapsEncoder(), tmp_path/"f", workers=2, progress=False)
     assert not list(tmp_path.glob("f/*/store.json"))
     store = extract(corpus, EgemapsEncoder(), tmp_path/"f", skip_bad=True, progress=False)
     assert [s.item for s in store.skipped] == ["c02"] and "truncated" in store.skipped[0].reason
@@ -116,7 +118,6 @@ def test_numbers_that_are_none_are_refused_by_name(tmp_path, bad, dtype):
 
 
 def test_a_flipped_byte_is_found_and_named(undisturbed, tmp_path):
-    import shutil
     for name, at in (("shard-00003.safetensors", -50), ("shard-00000.safetensors", 40), ("index.parquet", 200), ("store.json", 30)):
         path = Path(shutil.copytree(undisturbed.path, tmp_path/name))
         data = bytearray((path/name).read_bytes())
@@ -129,7 +130,8 @@ def test_a_flipped_byte_is_found_and_named(undisturbed, tmp_path):
 
 
 @few
-@given(st.lists(st.integers(1, 7), min_size=1, max_size=12), st.integers(1, 5), st.sampled_from(["float32", "float16"]), st.integers(1, 8), st.randoms(use_true_random=False))
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=12), st.integers(1, 5), st.sampled_from(["float32", "float16"]), st.integers(1, 8),
+       st.randoms(use_true_random=False))
 def test_round_trip(tmp_path_factory, lengths, shard_size, dtype, pool, random):
     generator = np.random.default_rng(sum(lengths))
     items = {f"u{i}": Encoded(generator.standard_normal((n, 3)).astype(np.float32), generator.standard_normal(2).astype(np.float32), truncated=n == 7)

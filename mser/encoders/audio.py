@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SINKS', 'to_pcm16', 'run_opensmile', 'EgemapsEncoder']
 
-# %% ../../nbs/05b_audio.ipynb #59b88cc6
+# %% ../../nbs/05b_audio.ipynb #97b80ea8
 from importlib.metadata import version
 from typing import Sequence
 
@@ -16,14 +16,15 @@ from opensmile.core.lib import OpenSMILE
 from ..core import InputError
 from .base import Encoded, EncoderCard
 
-# %% ../../nbs/05b_audio.ipynb #177eca3f
+# %% ../../nbs/05b_audio.ipynb #6d50848d
 SINKS = ("extsinklld", "extsinkfunc")  # the engine's outputs: descriptors, functionals
 
 
 def to_pcm16(
     samples: np.ndarray, # float32 [n], full scale at 1
 ) -> np.ndarray: # int16 [n]
-    "Convert as the openSMILE package does, wrapping what does not fit. Through 32 bits, since the direct cast differs between processors."
+    "Convert as the openSMILE package does, wrapping what does not fit."
+    # through 32 bits: processors differ in how they cast a float that is too large for 16
     return (samples*np.float32(32768)).astype(np.int32).astype(np.int16)
 
 
@@ -40,14 +41,15 @@ def run_opensmile(
         "bufferModeRbConf": f"{root}/shared/BufferModeRb.conf.inc",
         "frameModeFunctionalsConf": f"{root}/shared/FrameModeFunctionals.conf.inc", "sampleRate": sample_rate, "nBits": 16}, loglevel=1)
     try:
-        for sink, rows in outputs.items(): engine.external_sink_set_callback_ex(sink, lambda row, _, rows=rows: rows.append(row.copy()))
+        for sink, rows in outputs.items():
+            engine.external_sink_set_callback_ex(sink, lambda row, _, rows=rows: rows.append(row.copy()))
         engine.external_audio_source_write_data(config.EXTERNAL_SOURCE_COMPONENT, to_pcm16(samples).tobytes())
         engine.external_audio_source_set_eoi(config.EXTERNAL_SOURCE_COMPONENT)
         engine.run()
     finally: engine.free()
     return tuple(np.vstack(rows) if rows else np.zeros((0, 0), np.float32) for rows in outputs.values())
 
-# %% ../../nbs/05b_audio.ipynb #e9ee07bd
+# %% ../../nbs/05b_audio.ipynb #fbbdb3e4
 class EgemapsEncoder:
     "eGeMAPSv02: 25 descriptors every 10 ms as frames, 88 functionals as the utterance vector."
     def __init__(self):
@@ -68,5 +70,5 @@ class EgemapsEncoder:
         frames, functionals = run_opensmile(samples, self.smile, self.card.sample_rate)
         if not len(functionals):
             seconds = len(samples)/self.card.sample_rate
-            raise InputError(f"a clip of {seconds:.3f} s is too short for eGeMAPS", "Clips of 0.1 s or more will do; pass --skip-bad to go on without it")
+            raise InputError(f"a clip of {seconds:.3f} s is too short for eGeMAPS", "Use clips of 0.1 s or more, or pass --skip-bad")
         return Encoded(frames, functionals[0])

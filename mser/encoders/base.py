@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOLD', 'EncoderCard', 'Encoded', 'Encoder', 'batches_by_length']
 
-# %% ../../nbs/05_encoders.ipynb #0d8a3918
+# %% ../../nbs/05_encoders.ipynb #3dfbccbc
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Sequence, runtime_checkable
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..core import digest
 
-# %% ../../nbs/05_encoders.ipynb #1dc467af
+# %% ../../nbs/05_encoders.ipynb #cc19730b
 TOLD = frozenset({"pretraining", "contamination", "licence"})  # fields that describe and decide no number
 
 
@@ -40,7 +40,7 @@ class EncoderCard(BaseModel):
         "16 hexadecimal digits that name the numbers this encoder produces."
         return digest(self.model_dump(mode="json", exclude=TOLD))
 
-# %% ../../nbs/05_encoders.ipynb #4746e24e
+# %% ../../nbs/05_encoders.ipynb #eb57ecc6
 @dataclass
 class Encoded:
     "One utterance, encoded."
@@ -70,7 +70,7 @@ class Encoder(Protocol):
         items: Sequence, # text: str; audio: float32 [n] at `card.sample_rate`
     ) -> list[Encoded]: ... # in the order of `items`
 
-# %% ../../nbs/05_encoders.ipynb #7c726d25
+# %% ../../nbs/05_encoders.ipynb #155b6b1e
 def batches_by_length(
     lengths: Sequence[int], # length of each item
     batch_size: int, # items in a batch

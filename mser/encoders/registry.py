@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ENCODERS', 'minilm', 'bert', 'egemaps', 'load_encoder']
 
-# %% ../../nbs/05z_registry.ipynb #93a70a49
+# %% ../../nbs/05z_registry.ipynb #c1834f38
 from typing import Callable
 
 from ..core import check_choice
 from .base import Encoder
 
-# %% ../../nbs/05z_registry.ipynb #4d15dd20
+# %% ../../nbs/05z_registry.ipynb #923453eb
 def minilm() -> Encoder:
     "MiniLM from its wheel. It was trained with the mean over tokens as sentence vector."
     from mser.encoders.text import TextEncoder, minilm_folder
