@@ -7,7 +7,7 @@ SOURCES := settings.ini setup.py constraints.txt
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help install reproduce test check-notebooks notebooks readme lab clean
+.PHONY: help install reproduce test check-notebooks notebooks figures readme lab clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,23 +30,26 @@ install: $(VENV)/.installed  ## make .venv and install mser into it
 reproduce: $(VENV)/.installed  ## run the experiments on the simulated corpora and write the report
 	@$(BIN)/mser reproduce $(ARGS)
 
-test: $(VENV)/.installed-dev check-notebooks  ## notebooks clean and in sync, nbdev_test, pytest
+test: check-notebooks  ## notebooks clean and in sync, nbdev_test, pytest
 	$(BIN)/nbdev_test --n_workers 2 --do_print --timing
-	$(BIN)/python -m pytest tests --quiet
+	$(BIN)/python -m pytest tests --quiet --durations 5 --ignore tests/test_notebooks.py
 
 check-notebooks: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/test_notebooks.py --quiet
 
 notebooks: $(VENV)/.installed-dev  ## export the package, then run every notebook top to bottom, in place
 	$(BIN)/nbdev_export
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.extra_arguments="['--IPKernelApp.log_level=40']" nbs/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.extra_arguments="['--IPKernelApp.log_level=40']" nbs/*.ipynb nbs/experiments/*.ipynb
 	$(BIN)/nbdev_clean
 
+figures: reproduce  ## keep what the default run rendered in figures/, for the README
+	cp data/reproduce-simulated/tables/*.md data/reproduce-simulated/figures/*.png data/reproduce-simulated/figures/*.svg figures/
+
 readme: $(VENV)/.installed-dev  ## write README.md from nbs/index.ipynb
-	$(BIN)/python -m mser.publish readme
+	$(BIN)/python -c "from mser.publish import write_readme; write_readme()"
 
 lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
-clean:  ## remove what can be made again (results in out/ stay)
+clean:  ## remove what can be made again (results in data/ stay)
 	rm -rf $(VENV) build dist *.egg-info _docs _proc .pytest_cache .hypothesis

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLE', 'TEMPLATE', 'write_report', 'notebook_page']
 
-# %% ../nbs/33_page.ipynb #b53d6e47
+# %% ../nbs/33_page.ipynb #3141dc93
 import base64
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from nbconvert import HTMLExporter
 
 from .core import read_json, whole_file, write_json
 
-# %% ../nbs/33_page.ipynb #4ea6b0ad
+# %% ../nbs/33_page.ipynb #2a537375
 STYLE = """
 :root { --ink: #1c2330; --soft: #5b6472; --line: #d9dde3; --paper: #fff; --wash: #f5f7f9; --accent: #0a5c8f; --warn: #8a4b00; --warnwash: #fff4e0 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #a2abb8; --line: #39414d; --paper: #14181e; --wash: #1d232b;
   --accent: #7cc4f0; --warn: #ffc46b; --warnwash: #33270f } }
 * { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 70rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", sans-serif }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 } h2 { margin: 2.5rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line) }
 a { color: var(--accent) } a:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px }
@@ -29,15 +29,15 @@ a { color: var(--accent) } a:focus-visible { outline: 3px solid var(--accent); o
 nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.2rem }
 figure { margin: 1.5rem 0 } figure img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; padding: .4rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; width: 100% }
-th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap }
+th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap }
 thead th { border-bottom: 2px solid var(--ink) } tbody tr:hover { background: var(--wash) } td:first-child { font-weight: 600 }
-td:last-child { white-space: normal; min-width: 12rem }
+td:last-child { white-space: normal; min-width: 9rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 code { background: var(--wash); padding: .1rem .3rem; border-radius: .25rem; overflow-wrap: anywhere }
 @media print { body { max-width: none; font-size: 10pt } nav { display: none } figure, tr { break-inside: avoid } th, td { white-space: normal } }
 """
 
-# %% ../nbs/33_page.ipynb #07da30cf
+# %% ../nbs/33_page.ipynb #cb84360e
 TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ report.title }}</title><link rel="icon" href="data:,"><style>{{ style }}</style></head><body>
@@ -64,17 +64,18 @@ computed now){{ ", " if not loop.last }}{% endfor %}</p>
 </main></body></html>
 """
 
-# %% ../nbs/33_page.ipynb #418bb655
+# %% ../nbs/33_page.ipynb #a7ad733c
 def _entries(folder: Path) -> list[dict]:
     "The JSON files beside tables or figures, in the order of their names."
     return [read_json(p) for p in sorted(folder.glob("*.json"))]
 
 
-def _groups(out: Path) -> list[dict]:
-    "Tables and figures under their headings, headings in order of appearance."
+def _groups(out: Path, order: list[str]) -> list[dict]:
+    "Tables and figures under their headings, in the order given; headings that it lacks come last."
     tables, figures = _entries(out/"tables"), _entries(out/"figures")
     for f in figures: f["png"] = base64.b64encode((out/"figures"/f"{f['name']}.png").read_bytes()).decode()
-    titles = dict.fromkeys(e["group"] for e in tables + figures)
+    found = dict.fromkeys(e["group"] for e in tables + figures)
+    titles = sorted(found, key=lambda t: order.index(t) if t in order else len(order))
     return [{"title": t, "anchor": f"part-{i}", "tables": [e for e in tables if e["group"] == t], "figures": [e for e in figures if e["group"] == t]}
             for i, t in enumerate(titles, start=1)]
 
@@ -85,11 +86,12 @@ def write_report(
     "Put the report together from what lies in the folder."
     out = Path(out)
     template = Environment(autoescape=True).from_string(TEMPLATE)
-    groups = _groups(out)
+    report = read_json(out/"report.json")
+    groups = _groups(out, report["groups"])
     for group in groups:
         for table in group["tables"]: table["html"] = _Safe(table["html"])
     with whole_file(out/"report.html") as part:
-        part.write_text(template.render(report=read_json(out/"report.json"), groups=groups, style=_Safe(STYLE)), encoding="utf-8")
+        part.write_text(template.render(report=report, groups=groups, style=_Safe(STYLE)), encoding="utf-8")
     return out/"report.html"
 
 
@@ -97,7 +99,7 @@ class _Safe(str):
     "HTML of our own making, not to be escaped again."
     def __html__(self): return self
 
-# %% ../nbs/33_page.ipynb #1faa2565
+# %% ../nbs/33_page.ipynb #27a8238a
 def notebook_page(
     notebook: str | Path, # an executed .ipynb
 ) -> Path: # the page beside it

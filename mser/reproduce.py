@@ -6,7 +6,7 @@
 __all__ = ['DEFAULT_CORPORA', 'WORKSPACE_FOLDERS', 'Request', 'parse_corpora', 'experiment_notebooks', 'check_parameters',
            'Executed', 'execute', 'commit', 'provenance', 'clear', 'reproduce']
 
-# %% ../nbs/32_reproduce.ipynb #474e2795
+# %% ../nbs/32_reproduce.ipynb #06fec99d
 import os, platform, shutil, subprocess, sys, time
 from pathlib import Path
 from typing import NamedTuple, Sequence
@@ -19,7 +19,7 @@ from .experiment import PROFILES, open_experiments, workspace
 from .page import notebook_page, write_report
 from .runs import RunStore, code_fingerprint, environment
 
-# %% ../nbs/32_reproduce.ipynb #6b6261f6
+# %% ../nbs/32_reproduce.ipynb #ef69aef8
 class Request(NamedTuple):
     "What to reproduce and how."
     corpora: dict[str, str | None] # name -> folder or manifest; None for a simulated corpus
@@ -54,7 +54,7 @@ def parse_corpora(
         corpora[name] = path or None
     return corpora or dict(DEFAULT_CORPORA)
 
-# %% ../nbs/32_reproduce.ipynb #19c4e0be
+# %% ../nbs/32_reproduce.ipynb #75b1638b
 def experiment_notebooks() -> dict[str, Path]:
     "The experiment notebooks by name."
     return {p.stem: p for p in sorted((project_root()/"nbs"/"experiments").glob("[!_]*.ipynb"))}
@@ -68,7 +68,7 @@ def check_parameters(
     known = papermill.inspect_notebook(str(notebook))
     for name in parameters: check_choice(name, known, f"parameter of {notebook.name}")
 
-# %% ../nbs/32_reproduce.ipynb #f963b974
+# %% ../nbs/32_reproduce.ipynb #aaab1fd1
 class Executed(NamedTuple):
     "An experiment notebook that was run."
     name: str
@@ -102,7 +102,7 @@ def _split_message(message: str) -> tuple[str, str]:
     problem, _, remedy = message.partition(". ")
     return problem, remedy
 
-# %% ../nbs/32_reproduce.ipynb #79054d00
+# %% ../nbs/32_reproduce.ipynb #a966f868
 def commit() -> str:
     "The commit of the clone, marked when there are uncommitted changes; `unknown` outside a clone."
     try: return subprocess.run(["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=project_root(), capture_output=True, text=True,
@@ -119,7 +119,7 @@ def provenance(experiments: Sequence, seconds: float) -> dict:
     return {"commit": commit(), "code": code_fingerprint(), **data, "packages": ", ".join(f"{k} {v}" for k, v in made["packages"].items()),
             "Python": made["python"], "hardware": f"{made['system']} {made['machine']}, {os.cpu_count()} cores", "duration": f"{seconds:.0f} s"}
 
-# %% ../nbs/32_reproduce.ipynb #21ff8cdd
+# %% ../nbs/32_reproduce.ipynb #9b78cdea
 WORKSPACE_FOLDERS = ("manifests", "features", "splits", "runs", "notebooks", "tables", "figures")
 
 
@@ -136,7 +136,8 @@ def reproduce(
     "Prepare the corpora, run the experiment notebooks, write the report."
     start, notebooks = time.perf_counter(), experiment_notebooks()
     chosen = [notebooks[check_choice(n, notebooks, "experiment")] for n in request.only] or list(notebooks.values())
-    os.environ.update({k: os.environ.get(k, "1") for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}) # one thread per process
+    for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}.items():
+        os.environ.setdefault(name, value) # for the notebooks: one thread per process, no advice about widgets
     preparation = {k: getattr(request, k) for k in ("text_encoder", "audio_encoder", "skip_bad", "workers")}
     say(f"Preparing {', '.join(request.corpora)}")
     clear(request.root, request.fresh)
@@ -152,7 +153,7 @@ def reproduce(
     write_json(request.root/"report.json", _report_data(request, experiments, executed, time.perf_counter() - start))
     return write_report(request.root), executed
 
-# %% ../nbs/32_reproduce.ipynb #eac7e4af
+# %% ../nbs/32_reproduce.ipynb #79831cca
 def _absolute(name: str | None) -> str | None:
     "A path as the notebook's folder sees it; a name that is no path stays as it is."
     return str(Path(name).absolute()) if name and Path(name).exists() else name
@@ -163,5 +164,5 @@ def _report_data(request: Request, experiments: Sequence, executed: Sequence[Exe
     skipped = [s._asdict() for e in experiments for s in e.prepared.skipped]
     return {"title": "Multimodal speech emotion recognition: " + ", ".join(e.prepared.corpus.title for e in experiments),
             "profile": request.profile, "preset": request.preset, "mode": request.mode, "command": request.command, "simulated": f"The utterances of {', '.join(simulated)} were" if simulated else "",
-            "failures": [{"notebook": e.name, "reason": e.failure} for e in executed if e.failure],
+            "groups": [e.title for e in experiments], "failures": [{"notebook": e.name, "reason": e.failure} for e in executed if e.failure],
             "notebooks": [e._asdict() for e in executed], "skipped": skipped, "provenance": provenance(experiments, seconds)}

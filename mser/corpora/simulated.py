@@ -6,7 +6,7 @@
 __all__ = ['CLASSES', 'SIMULATED', 'FIXED_SENTENCES', 'SimulationConfig', 'cast', 'sentence', 'Story', 'tell', 'Space', 'space',
            'codes', 'render', 'Simulation', 'simulate']
 
-# %% ../../nbs/02b_simulated.ipynb #b97ea6c9
+# %% ../../nbs/02b_simulated.ipynb #ba5a480e
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +15,13 @@ from typing import Iterator, Literal, NamedTuple
 import numpy as np, pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.signal import lfilter
+from threadpoolctl import ThreadpoolController
 
 from ..core import InputError, digest
 from ..labels import VAD_ANCHORS
 from ..manifest import Manifest, make_manifest
 
-# %% ../../nbs/02b_simulated.ipynb #ffd59bdb
+# %% ../../nbs/02b_simulated.ipynb #341e939f
 CLASSES = ("anger", "happiness", "neutral", "sadness")
 _MODALITIES = ("text", "audio")
 
@@ -41,13 +42,14 @@ class SimulationConfig(BaseModel):
     rater_noise: float = 0.15              # error of the ratings in the manifest; assumption
     drift: float = 0.15                    # sigma_d; assumption: emotion moves less within an utterance than between utterances
     drift_seconds: float = Field(1.0, gt=0)  # tau_d; assumption: emotion changes over words, not over frames
-    unreliable: tuple[tuple[float, float, float, float], ...] = ((0.25, 0.15, 0.30, 0.20),  # pi_text for CLASSES: words of happiness are plain
-                                                                 (0.10, 0.25, 0.20, 0.30))  # pi_audio: a loud voice is plain, a sad one is not
+    unreliable: tuple[tuple[float, float, float, float], tuple[float, float, float, float]] = (
+        (0.25, 0.15, 0.30, 0.20),          # pi_text for CLASSES; assumption: happy words are plain, neutral ones are not
+        (0.10, 0.25, 0.20, 0.30))          # pi_audio; assumption: an angry voice is plain, a sad one is not
     distraction: float = 0.8               # delta; assumption: the wrong emotion is nearly as strong as the right one would be
     mark: float = 6.0                      # length of mu_m; about three times the noise along it, so that gates have something to read
     gain: tuple[float, float] = (5.0, 10.0)  # g_text, g_audio; so that each alone does about equally well
-    vad_weights: tuple[tuple[float, float, float], ...] = ((1.0, 0.1, 0.1),  # words tell valence, voices arousal; valence is
-                                                           (0.1, 1.0, 0.3))  # hard to hear (Wagner et al. 2023)
+    vad_weights: tuple[tuple[float, float, float], tuple[float, float, float]] = (
+        (1.0, 0.1, 0.1), (0.1, 1.0, 0.3))  # lengths of W_m: words tell valence, voices arousal (Wagner et al. 2023 on voices)
     class_weight: float = 0.7              # length of C_m[c]: what of an emotion VAD does not say
     confusion: float = Field(0.9, ge=0, lt=1)  # correlation of the C_m of classes that sound (or read) alike
     speaker: float = 0.6                  # sd of o_{m,s}; speakers differ less than utterances do, but in every direction
@@ -76,12 +78,13 @@ class SimulationConfig(BaseModel):
         "Digest of all fields."
         return digest(self.model_dump(mode="json"))
 
-# %% ../../nbs/02b_simulated.ipynb #697742a6
+# %% ../../nbs/02b_simulated.ipynb #aab35076
 SIMULATED = {c.name: c for c in (
     SimulationConfig(name="sim-iemocap"),
-    SimulationConfig(name="sim-cremad", fixed_sentences=True, vocal_episodes=2, session=0.0, confusion=0.5, domain_angle=45.0, domain_offset=0.5))}
+    SimulationConfig(name="sim-cremad", fixed_sentences=True, vocal_episodes=2, session=0.0, confusion=0.5,
+                     domain_angle=45.0, domain_offset=0.5))}
 
-# %% ../../nbs/02b_simulated.ipynb #babe3c8b
+# %% ../../nbs/02b_simulated.ipynb #816328a2
 _PURPOSES = ("cast", "story", "code", "floor", "position floor", "speakers", "sessions", "domain", "sentences")
 
 
@@ -94,7 +97,7 @@ def _generator(
     key = (list(SIMULATED).index(config.name), _PURPOSES.index(purpose), *key)
     return np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=key))
 
-# %% ../../nbs/02b_simulated.ipynb #7c5e941b
+# %% ../../nbs/02b_simulated.ipynb #0c4e8329
 _SESSION_COUNTS = np.array([[229, 278, 384, 194], [137, 327, 362, 197], [240, 286, 320, 305], [327, 303, 258, 143], [170, 442, 384, 245]])
 _ACTOR_COUNTS = np.array([1271, 1271, 1087, 1271])  # in the order of CLASSES
 
@@ -122,8 +125,10 @@ def _speakers(config: SimulationConfig) -> list[_Speaker]:
     return [_Speaker(f"A{i + 1:02d}", "female" if woman else "male", None, counts)
             for i, (woman, counts) in enumerate(zip(women, _shares(_ACTOR_COUNTS, 91)))]
 
-# %% ../../nbs/02b_simulated.ipynb #7485a24c
-def cast(config: SimulationConfig) -> pd.DataFrame: # id, serial, speaker, number (of the speaker), gender, session, label, sentence (0 to 11)
+# %% ../../nbs/02b_simulated.ipynb #ecbbb3fb
+def cast(
+    config: SimulationConfig,
+) -> pd.DataFrame: # id, serial, speaker, number (of the speaker), gender, session, label, sentence (0 to 11)
     "One row per utterance, sorted by id: who speaks, with which emotion, which of the fixed sentences."
     rows, start = [], 0
     for number, who in enumerate(_speakers(config)):
@@ -137,17 +142,20 @@ def cast(config: SimulationConfig) -> pd.DataFrame: # id, serial, speaker, numbe
         start += len(labels)
     return pd.DataFrame(rows, columns=["id", "serial", "speaker", "number", "gender", "session", "label", "sentence"])
 
-# %% ../../nbs/02b_simulated.ipynb #402fcb23
+# %% ../../nbs/02b_simulated.ipynb #acb01896
 _SUBJECTS = ("I", "we", "she", "he", "they")
-_ACTIONS = tuple(a.split() for a in ("waited at the station", "called about the letter", "put the keys on the table", "talked to the doctor",
-    "read it in the paper", "saw them on Monday", "left the house at nine", "asked about the money", "drove home after work", "heard it from Anna"))
+_ACTIONS = tuple(a.split() for a in (
+    "waited at the station", "called about the letter", "put the keys on the table", "talked to the doctor", "read it in the paper",
+    "saw them on Monday", "left the house at nine", "asked about the money", "drove home after work", "heard it from Anna"))
 _JOINTS = ("and", "but", "so", "then")
 _PHRASES = dict(zip(CLASSES, ([p.split() for p in phrases.split(", ")] for phrases in (
     "damn it, this is outrageous, how dare you, I have had enough", "this is wonderful, I am so happy, what a joy, it was great fun",
     "as usual, more or less, it is fine, that is all", "I could cry, it is hopeless, what a loss, I miss her so"))))
-FIXED_SENTENCES = ("It's eleven o'clock.", "That is exactly what happened.", "I'm on my way to a meeting.", "I wonder what this is about.",
-    "The airplane is almost full.", "Maybe tomorrow it will be cold.", "I would like a new alarm clock.", "I think I have a doctor's appointment.",
-    "Don't forget a jacket.", "I think I've seen this before.", "The surface is slick.", "We'll stop in a couple of minutes.")
+FIXED_SENTENCES = (
+    "It's eleven o'clock.", "That is exactly what happened.", "I'm on my way to a meeting.", "I wonder what this is about.",
+    "The airplane is almost full.", "Maybe tomorrow it will be cold.", "I would like a new alarm clock.",
+    "I think I have a doctor's appointment.", "Don't forget a jacket.", "I think I've seen this before.", "The surface is slick.",
+    "We'll stop in a couple of minutes.")
 
 
 def sentence(
@@ -167,7 +175,7 @@ def sentence(
     words[0], words[-1] = words[0].capitalize() if words[0] != "I" else "I", words[-1].rstrip(",") + "."
     return [str(w) for w in words], np.array(salience, dtype=np.int8)
 
-# %% ../../nbs/02b_simulated.ipynb #501c1052
+# %% ../../nbs/02b_simulated.ipynb #ff6056e9
 class Story(NamedTuple):
     "What is true of an utterance."
     words: list[str]
@@ -198,7 +206,7 @@ def _voice(config: SimulationConfig, g: np.random.Generator, salience: np.ndarra
     for _ in range(config.vocal_episodes): frames[np.abs(time - g.uniform(0, seconds)) <= g.uniform(0.25, 0.5)] = 1
     return seconds, frames
 
-# %% ../../nbs/02b_simulated.ipynb #98a4d370
+# %% ../../nbs/02b_simulated.ipynb #daba65be
 def _modalities(config: SimulationConfig, g: np.random.Generator, label: str) -> tuple[np.ndarray, tuple[str, str]]:
     "How reliable text and audio are, [2], and the class each speaks of besides the utterance's own."
     c = CLASSES.index(label)
@@ -227,7 +235,7 @@ def tell(
     course = np.clip(vad + config.drift * _coloured(g, (len(frames), 3), config.drift_seconds * config.frame_rate), -1, 1)
     return Story(words, (salience, frames), course, vad, ratings, reliability, told, content, seconds)
 
-# %% ../../nbs/02b_simulated.ipynb #f1b32553
+# %% ../../nbs/02b_simulated.ipynb #69db8821
 _ALIKE = ((("anger", "sadness"),), (("anger", "happiness"), ("neutral", "sadness")))  # in text, in audio
 
 
@@ -268,10 +276,11 @@ def space(
     offset = lambda what, sd, n: sd * _generator(config, what, m).standard_normal((n, rank))
     members = offset("speakers", config.speaker, len(who := _speakers(config)))
     members += offset("sessions", config.session, 5)[[int(s.session[1:]) - 1 if s.session else 0 for s in who]]
-    return Space(basis.astype(np.float32), 2 * g.standard_normal(dim, dtype=np.float32), np.array(config.vad_weights[m])[:, None] * emotion[:3],
-                 classes, config.mark * axes[14], config.content * axes[15:23], members, offset("domain", config.domain_offset, 1)[0])
+    return Space(basis=basis.astype(np.float32), mean=2 * g.standard_normal(dim, dtype=np.float32),
+                 vad=np.array(config.vad_weights[m])[:, None] * emotion[:3], classes=classes, mark=config.mark * axes[14],
+                 content=config.content * axes[15:23], speakers=members, domain=offset("domain", config.domain_offset, 1)[0])
 
-# %% ../../nbs/02b_simulated.ipynb #15b84f8d
+# %% ../../nbs/02b_simulated.ipynb #39abed61
 _SENTENCE = 2  # beside 0 for text and 1 for audio
 
 
@@ -307,7 +316,7 @@ def codes(
     noise = config.position_noise * _coloured(g, (len(story.salience[m]), config.rank), memory)
     return _emotion(config, at, story, row.label, m) + constant + noise
 
-# %% ../../nbs/02b_simulated.ipynb #8eb9447a
+# %% ../../nbs/02b_simulated.ipynb #a35d250b
 def render(
     config: SimulationConfig,
     at: Space, # of the modality
@@ -326,7 +335,7 @@ def render(
     white -= white.mean(axis=0)
     return at.mean + z.astype(np.float32) @ at.basis + np.float32(config.floor) * white + floor, utterance
 
-# %% ../../nbs/02b_simulated.ipynb #2548329e
+# %% ../../nbs/02b_simulated.ipynb #5cc8c59a
 @dataclass(frozen=True, eq=False, repr=False)
 class Simulation:
     "A simulated corpus: its manifest, its features as streams, and the truth behind them."
@@ -341,8 +350,8 @@ class Simulation:
     @cached_property
     def manifest(self) -> Manifest:
         "The corpus as later stages see it."
-        table = self.cast[["id", "label", "speaker", "gender", "session"]].assign(corpus=self.config.name, text=[" ".join(s.words) for s in self.stories],
-                                                                                 duration=[s.duration for s in self.stories])
+        table = self.cast[["id", "label", "speaker", "gender", "session"]].assign(
+            corpus=self.config.name, text=[" ".join(s.words) for s in self.stories], duration=[s.duration for s in self.stories])
         table[["valence", "arousal", "dominance"]] = np.stack([s.ratings for s in self.stories])
         return make_manifest(table)
 
@@ -353,7 +362,8 @@ class Simulation:
         for i, name in enumerate(("valence", "arousal", "dominance")): columns[f"true_{name}"] = [s.vad[i] for s in self.stories]
         for m, name in enumerate(_MODALITIES):
             columns |= {f"reliability_{name}": [s.reliability[m] for s in self.stories], f"told_{name}": [s.told[m] for s in self.stories],
-                        f"length_{name}": [len(s.salience[m]) for s in self.stories], f"salient_{name}": [s.salience[m].mean() for s in self.stories]}
+                        f"length_{name}": [len(s.salience[m]) for s in self.stories],
+                        f"salient_{name}": [s.salience[m].mean() for s in self.stories]}
         return pd.DataFrame(columns)
 
     def story(self, id: str) -> Story:
@@ -377,10 +387,12 @@ class Simulation:
     def _places(self) -> dict[str, int]: return {id: i for i, id in enumerate(self.cast["id"])}
 
     def _stream(self, m: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        at = space(self.config, m)
-        for row, story in zip(self.cast.itertuples(), self.stories): yield row.id, *render(self.config, at, story, row, m)
+        at, threads = space(self.config, m), ThreadpoolController()
+        for row, story in zip(self.cast.itertuples(), self.stories):
+            with threads.limit(limits=1): features = render(self.config, at, story, row, m)  # small products: more threads only wait
+            yield row.id, *features
 
-
+# %% ../../nbs/02b_simulated.ipynb #58cf4f14
 def simulate(
     config: SimulationConfig, # one of SIMULATED, or a `model_copy` of one
 ) -> Simulation:
