@@ -6,7 +6,7 @@
 __all__ = ['NUMBERS', 'SCHEMA', 'MANIFEST_COLUMNS', 'REQUIRED_COLUMNS', 'check_columns', 'shape_columns', 'Manifest',
            'make_manifest', 'read_manifest', 'write_manifest']
 
-# %% ../nbs/01_manifest.ipynb #717eaef8
+# %% ../nbs/01_manifest.ipynb #d4025043
 import csv, difflib
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ import numpy as np, pandas as pd, pandera.pandas as pa
 from .core import InputError, Skipped, digest, whole_file
 from .labels import LabelSet
 
-# %% ../nbs/01_manifest.ipynb #85ec7c30
+# %% ../nbs/01_manifest.ipynb #f6ccb343
 def _text(*checks: pa.Check, required: bool = False, **options) -> pa.Column:
     return pa.Column("str", list(checks), nullable=not required, required=required, **options)
 
@@ -56,7 +56,7 @@ SCHEMA = pa.DataFrameSchema({
 MANIFEST_COLUMNS = tuple(SCHEMA.columns)
 REQUIRED_COLUMNS = tuple(name for name, column in SCHEMA.columns.items() if column.required)
 
-# %% ../nbs/01_manifest.ipynb #73f478a7
+# %% ../nbs/01_manifest.ipynb #847ef633
 def check_columns(
     table: pd.DataFrame, # any table
     source: str | Path | None = None, # the file it came from, for the message
@@ -68,7 +68,7 @@ def check_columns(
         remedy = f"Rename column {near[0]!r} to {name!r}" if near else f"Add it; required: {', '.join(REQUIRED_COLUMNS)}"
         raise InputError(f"column {name!r} is missing", remedy, source)
 
-# %% ../nbs/01_manifest.ipynb #0a154ef6
+# %% ../nbs/01_manifest.ipynb #df2ef3f5
 def _row_name(table: pd.DataFrame, row) -> str:
     "How to point at a row: by its id where it has one."
     name = table["id"].loc[row]
@@ -102,7 +102,7 @@ def shape_columns(
         table[name] = _as_number(table, name, source) if name in NUMBERS else table[name].astype("str")
     return table[[*MANIFEST_COLUMNS, *extra]]
 
-# %% ../nbs/01_manifest.ipynb #22366671
+# %% ../nbs/01_manifest.ipynb #4e5c1bca
 @dataclass(frozen=True, eq=False, repr=False)
 class Manifest:
     "The utterances of a corpus: a validated table, sorted by id, and where its audio is."
@@ -152,7 +152,7 @@ class Manifest:
             raise InputError(f"label set {labels.name!r} covers none of the labels ({found})", "Choose another label set")
         return replace(self, table=self.table.assign(label=classes.astype("str"))).where(classes.notna())
 
-# %% ../nbs/01_manifest.ipynb #0572bc7a
+# %% ../nbs/01_manifest.ipynb #f585b365
 def _problem(check: str, value) -> str:
     "What a failed check means, in words."
     if check == "field_uniqueness": return f"{value!r} appears more than once and must be unique"
@@ -180,7 +180,7 @@ def make_manifest(
     table = _validate(shape_columns(table, source), source).sort_values("id").reset_index(drop=True)
     return Manifest(table, None if root is None else Path(root), tuple(skipped))
 
-# %% ../nbs/01_manifest.ipynb #9fc7cdd9
+# %% ../nbs/01_manifest.ipynb #e241b3b8
 def _read_csv(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")  # with or without the mark that Excel writes
 
@@ -198,7 +198,7 @@ def _format(path: Path) -> tuple:
     if (suffix := path.suffix.lower()) in _FORMATS: return _FORMATS[suffix]
     raise InputError(f"a manifest cannot be a {suffix or 'suffix-less'} file", f"Use {' or '.join(_FORMATS)}", path)
 
-# %% ../nbs/01_manifest.ipynb #2d7e7142
+# %% ../nbs/01_manifest.ipynb #b64d9db7
 def read_manifest(
     path: str | Path, # a .csv or .parquet file
     root: str | Path | None = None, # where audio paths begin; the file's folder when not given
