@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['readme_text', 'write_readme']
 
-# %% ../nbs/34_publish.ipynb #c007fc23
+# %% ../nbs/34_publish.ipynb #1c1e966b
 import re
 from pathlib import Path
 
@@ -14,15 +14,18 @@ from nbconvert import MarkdownExporter
 
 from .core import project_root, whole_file
 
-# %% ../nbs/34_publish.ipynb #1599d18b
+# %% ../nbs/34_publish.ipynb #fbd6b88a
 def readme_text(
     index: str | Path, # the index notebook, in nbs/
 ) -> str: # Markdown as seen from the project's root
     "Render a notebook as the README: hidden cells and directives left out, links seen from one folder higher."
     notebook = nbformat.read(index, as_version=4)
     notebook.cells = [c for c in notebook.cells if not c.source.startswith("#| hide")]
+    notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:
-        if cell.cell_type == "code": cell.source = re.sub(r"^#\|.*\n", "", cell.source, flags=re.M)
+        if cell.cell_type != "code": continue
+        if "#| echo: false" in cell.source: cell.metadata["transient"] = {"remove_source": True}
+        cell.source = re.sub(r"^#\|.*\n", "", cell.source, flags=re.M)
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     text = re.sub(r'(\]\(|src=")\.\./', r"\1", text)
     text = re.sub(r"\]\((?!https?:|#)([\w/]+\.ipynb)", _below_nbs, text)
