@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'ProfileName', 'ModeName', 'PresetName', 'reproduce', 'corpora', 'predict', 'main']
 
-# %% ../nbs/40_cli.ipynb #13d5c3cd
+# %% ../nbs/40_cli.ipynb #ff29fde2
 import shlex, sys
 from enum import Enum
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.table import Table
 from . import __version__
 from .core import InputError
 
-# %% ../nbs/40_cli.ipynb #0db9f0fc
+# %% ../nbs/40_cli.ipynb #ce4124b5
 app = typer.Typer(name="mser", no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
                   help="Multimodal speech emotion recognition: reproduce the experiments, look at the corpora, use a trained model.\n\n"
                        "Start with [bold]mser reproduce[/bold]: it needs no data, runs on simulated corpora and writes a report.")
@@ -46,7 +46,7 @@ def _version(wanted: bool):
 @app.callback()
 def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False): pass
 
-# %% ../nbs/40_cli.ipynb #8cffc926
+# %% ../nbs/40_cli.ipynb #3e218730
 @app.command()
 def reproduce(
     corpus: Annotated[Optional[list[str]], typer.Option(metavar="NAME=PATH", help="A corpus and its folder, or any name and a manifest (CSV, Parquet). "
@@ -54,6 +54,9 @@ def reproduce(
     profile: Annotated[ProfileName, typer.Option(help="How much is run: smoke proves that it works, quick gives a first answer, paper is the full size.")] = ProfileName.quick,
     preset: Annotated[PresetName, typer.Option(help="How networks are trained: our settings for small corpora, or the paper's.")] = PresetName.tuned,
     mode: Annotated[ModeName, typer.Option(help="What networks see: one vector per modality, or tokens and frames, where VAD-guided attention can act.")] = ModeName.pooled,
+    label_set: Annotated[Optional[str], typer.Option(metavar="NAME", help="Which emotions count: 4, 4-strict, 5, 6, cremad-6, meld-7, emodb-7. Default: the corpus's own.")] = None,
+    protocol: Annotated[Optional[str], typer.Option(metavar="NAME", help="How utterances are split: loso, loso-session, speaker-kfold, speaker-split, or random, "
+        "which leaks speakers and is there to measure how much. Default: the corpus's own.")] = None,
     only: Annotated[Optional[list[str]], typer.Option(metavar="NAME", help="Only this experiment notebook, for example in_domain. May be given several times.")] = None,
     out: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Where everything goes. Default: a folder under data/ named after the corpora.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that compute at the same time. Results do not depend on it.")] = 2,
@@ -76,7 +79,7 @@ def reproduce(
     """
     print(f"mser {__version__}: reproducing, {', '.join(corpus or ['simulated corpora'])}, profile {profile.value}", file=sys.stderr, flush=True)
     from mser import reproduce as room # heavy: after the first line, so that a user sees at once that something happens
-    request = room.Request(room.parse_corpora(corpus or []), profile.value, preset.value, mode.value, tuple(only or ()), str(out) if out else None, workers,
+    request = room.Request(room.parse_corpora(corpus or []), profile.value, preset.value, mode.value, label_set, protocol, tuple(only or ()), str(out) if out else None, workers,
                            fresh, text_encoder, audio_encoder, skip_bad, shlex.join(["mser", *sys.argv[1:]]))
     report, executed = room.reproduce(request, say=lambda line: print(line, file=sys.stderr, flush=True))
     failed = [e for e in executed if e.failure]
@@ -89,7 +92,7 @@ def _near(path: Path) -> Path:
     "The path as seen from here, when it lies below."
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
-# %% ../nbs/40_cli.ipynb #3742cf95
+# %% ../nbs/40_cli.ipynb #14cb6402
 @app.command()
 def corpora():
     "List the corpora that --corpus can name, with label set, protocol and licence."
@@ -100,7 +103,7 @@ def corpora():
     console.print(table)
     console.print("Any other corpus: a manifest (CSV or Parquet) with the columns id, corpus, audio, text, label, speaker.")
 
-# %% ../nbs/40_cli.ipynb #afd35b91
+# %% ../nbs/40_cli.ipynb #a9a64d39
 @app.command()
 def predict(
     audio: Annotated[Path, typer.Argument(metavar="AUDIO", help="A recording: wav, flac, mp3, mp4, ...")],
@@ -124,7 +127,7 @@ def predict(
     console.print("valence {:+.2f}, arousal {:+.2f}, dominance {:+.2f}".format(*predicted.vad))
     if predicted.gates is not None: console.print("gates: text {:.2f}, audio {:.2f}".format(*predicted.gates))
 
-# %% ../nbs/40_cli.ipynb #e2d5ec10
+# %% ../nbs/40_cli.ipynb #00c690c5
 def main():
     "What the `mser` command calls."
     try: app()

@@ -113,6 +113,21 @@ def refused(done, *words):
 def test_path_that_does_not_exist(tmp_path): refused(reproduce(f"emodb={tmp_path}/nowhere", tmp_path/"out"), "nowhere")
 
 
+def test_bad_input_leaves_an_earlier_report_alone(undisturbed, tmp_path):
+    out, _ = undisturbed
+    refused(reproduce(f"emodb={tmp_path}/nowhere", out), "nowhere")
+    assert (out/"report.html").exists() and len(table(out)) == 8
+
+
+def test_protocol_and_label_set_are_one_flag_each(undisturbed, small_emodb, tmp_path):
+    out, before = shutil.copytree(undisturbed[0], tmp_path/"out"), table(undisturbed[0])
+    done = reproduce(f"emodb={small_emodb}", out, "--protocol", "random", "--label-set", "4")
+    assert done.returncode == 0, done.stderr
+    markdown = (out/"tables"/"in_domain-emodb.md").read_text()
+    assert "4 classes" in markdown and "speakers shared" in markdown and not table(out).equals(before)
+    assert "LEAK" in (out/"notebooks"/"in_domain.ipynb").read_text()
+
+
 def test_empty_folder(tmp_path):
     (tmp_path/"empty").mkdir()
     refused(reproduce(f"emodb={tmp_path}/empty", tmp_path/"out"), "empty")
@@ -175,7 +190,7 @@ def test_manifest_with_missing_column(manifest, tmp_path):
 
 @pytest.mark.parametrize("arguments, word", [
     (["reproduce", "--corpus", "emobd=."], "'emodb'"), (["reproduce", "--only", "in_domian"], "'in_domain'"),
-    (["reproduce", "--text-encoder", "minilmm", "--corpus", "emodb=."], "minilm")])
+    (["reproduce", "--protocol", "losso", "--corpus", "sim-iemocap"], "'loso'")])
 def test_misspelt_name_is_refused_with_the_nearest(arguments, word, tmp_path): refused(mser(*arguments, "--out", tmp_path, *SMOKE), word)
 
 
