@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['InputError', 'check_choice', 'Skipped', 'attempt_each', 'whole_file', 'write_json', 'read_json', 'digest',
-           'digest_file', 'project_root']
+           'digest_file', 'project_root', 'workspace']
 
-# %% ../nbs/00a_core.ipynb #bf0be4dd
+# %% ../nbs/00a_core.ipynb #45a741ce
 import difflib, hashlib, json, os, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
-# %% ../nbs/00a_core.ipynb #e2759e47
+# %% ../nbs/00a_core.ipynb #4ee47b11
 class InputError(ValueError):
     "Something a user gave us cannot be used: says what, where and what to do, on one line."
     def __init__(self,
@@ -26,7 +26,7 @@ class InputError(ValueError):
 
     def __reduce__(self): return type(self), (self.problem, self.remedy, self.path)
 
-# %% ../nbs/00a_core.ipynb #b981a12a
+# %% ../nbs/00a_core.ipynb #75ed9592
 def check_choice(
     name: str, # what the user wrote
     choices: Iterable[str], # what there is
@@ -39,7 +39,7 @@ def check_choice(
     guess = f"Did you mean {near[0]!r}? " if near else ""
     raise InputError(f"unknown {what} {name!r}", f"{guess}Known: {', '.join(known)}")
 
-# %% ../nbs/00a_core.ipynb #86553032
+# %% ../nbs/00a_core.ipynb #ab9053d8
 class Skipped(NamedTuple):
     "An item that was left out, and why."
     item: str
@@ -61,7 +61,7 @@ def attempt_each(
             skipped.append(Skipped(name(item), str(e)))
     return results, skipped
 
-# %% ../nbs/00a_core.ipynb #47cbc78f
+# %% ../nbs/00a_core.ipynb #56222740
 @contextmanager
 def whole_file(
     path: str | Path, # the file to write
@@ -90,7 +90,7 @@ def read_json(path: str | Path):
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise InputError(f"not valid JSON ({e})", "Delete it and run again", path) from e
 
-# %% ../nbs/00a_core.ipynb #1ee466b5
+# %% ../nbs/00a_core.ipynb #7b54be05
 def digest(
     value, # anything JSON can hold
 ) -> str: # 16 hexadecimal digits
@@ -105,10 +105,20 @@ def digest_file(
     "The name of a file's content: SHA-256 of its bytes, cut to 64 bits."
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
-# %% ../nbs/00a_core.ipynb #a9747dd4
+# %% ../nbs/00a_core.ipynb #be9e2036
 def project_root() -> Path:
     "The folder of the clone that this package was installed from."
     root = Path(__file__).resolve().parent.parent
     if not (root/"nbs").is_dir():
         raise InputError("the notebooks are not beside the package", "Install from a clone: pip install --editable .", root)
     return root
+
+# %% ../nbs/00a_core.ipynb #221b3e0b
+def workspace(
+    out: str | Path | None, # the folder asked for
+    corpora: dict[str, str | None], # name -> folder or manifest; None for a simulated corpus
+) -> Path:
+    "The folder for features, runs, tables and figures."
+    if out is not None: return Path(out)
+    simulated = all(path is None for path in corpora.values())
+    return project_root()/"data"/f"reproduce-{'simulated' if simulated else '+'.join(sorted(corpora))}"

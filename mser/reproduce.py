@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_CORPORA', 'STAGES', 'RENDERED', 'Request', 'parse_corpora', 'experiment_notebooks', 'check_parameters',
-           'Executed', 'execute', 'commit', 'provenance', 'clear', 'notebook_parameters', 'reproduce']
+           'Executed', 'execute', 'commit', 'provenance', 'clear', 'remove_older', 'notebook_parameters', 'reproduce']
 
-# %% ../nbs/32_reproduce.ipynb #ad72dd84
+# %% ../nbs/32_reproduce.ipynb #5742d82d
 import os, platform, shutil, subprocess, sys, time
 from pathlib import Path
 from typing import NamedTuple, Sequence
@@ -14,12 +14,10 @@ from typing import NamedTuple, Sequence
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from .core import InputError, check_choice, project_root, write_json
-from .experiment import PROFILES, open_experiments, workspace
+from .core import InputError, check_choice, project_root, read_json, workspace, write_json
 from .page import notebook_page, write_report
-from .runs import RunStore, code_fingerprint, environment
 
-# %% ../nbs/32_reproduce.ipynb #26020e2a
+# %% ../nbs/32_reproduce.ipynb #05a113ca
 class Request(NamedTuple):
     "What to reproduce and how."
     corpora: dict[str, str | None] # name -> folder or manifest; None for a simulated corpus
@@ -62,7 +60,7 @@ def parse_corpora(
         corpora[name] = path or None
     return corpora or dict(DEFAULT_CORPORA)
 
-# %% ../nbs/32_reproduce.ipynb #e02563eb
+# %% ../nbs/32_reproduce.ipynb #810a50dc
 def experiment_notebooks() -> dict[str, Path]:
     "The experiment notebooks by name."
     return {p.stem: p for p in sorted((project_root()/"nbs"/"experiments").glob("[!_]*.ipynb"))}
@@ -76,7 +74,7 @@ def check_parameters(
     known = papermill.inspect_notebook(str(notebook))
     for name in parameters: check_choice(name, known, f"parameter of {notebook.name}")
 
-# %% ../nbs/32_reproduce.ipynb #fd76e02c
+# %% ../nbs/32_reproduce.ipynb #8dacb23c
 class Executed(NamedTuple):
     "An experiment notebook that was run."
     name: str
@@ -92,9 +90,10 @@ def execute(
 ) -> Executed:
     "Run one experiment notebook with papermill and render it as a page."
     check_parameters(notebook, parameters)
-    target, store, start, failure = out/"notebooks"/notebook.name, RunStore(out/"runs"), time.perf_counter(), ""
+    target, start, failure = out/"notebooks"/notebook.name, time.perf_counter(), ""
+    finished = lambda: sum(1 for _ in out.glob("runs/*/metrics.json"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    before = len(store.hashes())
+    before = finished()
     for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}.items(): os.environ.setdefault(name, value) # for the kernel
     try: papermill.execute_notebook(str(notebook), str(target), parameters, cwd=str(notebook.parent), progress_bar=False, stderr_file=sys.stderr,
                                          extra_arguments=["--IPKernelApp.log_level=40"]) # no warnings of the kernel's own
@@ -102,8 +101,7 @@ def execute(
         if e.ename == "InputError": raise InputError(*_split_message(e.evalue)) from e
         failure = f"{e.ename}: {e.evalue}"
     notebook_page(target)
-    after = len(store.hashes())
-    return Executed(notebook.stem, round(time.perf_counter() - start, 1), after - before, failure)
+    return Executed(notebook.stem, round(time.perf_counter() - start, 1), finished() - before, failure)
 
 
 def _split_message(message: str) -> tuple[str, str]:
@@ -111,7 +109,7 @@ def _split_message(message: str) -> tuple[str, str]:
     problem, _, remedy = message.partition(". ")
     return problem, remedy
 
-# %% ../nbs/32_reproduce.ipynb #51e97b9a
+# %% ../nbs/32_reproduce.ipynb #7f7a5656
 def commit() -> str:
     "The commit of the clone, marked when there are uncommitted changes; `unknown` outside a clone."
     try: return subprocess.run(["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=project_root(), capture_output=True, text=True,
@@ -119,23 +117,26 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError): return "unknown"
 
 
-def provenance(experiments: Sequence, seconds: float) -> dict:
+def provenance(about: dict, seconds: float) -> dict:
     "What a reader needs to know to judge or repeat the numbers."
-    made = environment()
-    data = {f"data of {e.prepared.corpus.name}": f"{len(e.prepared.manifest)} utterances, manifest {e.prepared.manifest.fingerprint}, text "
-            f"{e.prepared.text.card.name}, audio {e.prepared.audio.card.name}, splits {e.splits.fingerprint}; {e.prepared.corpus.source}; "
-            f"licence: {e.prepared.corpus.licence}" for e in experiments}
-    return {"commit": commit(), "code": code_fingerprint(), **data, "packages": ", ".join(f"{k} {v}" for k, v in made["packages"].items()),
+    made = about["environment"]
+    data = {f"data of {e['corpus']}": e["data"] for e in about["experiments"]}
+    return {"commit": commit(), "code": about["code"], **data, "packages": ", ".join(f"{k} {v}" for k, v in made["packages"].items()),
             "Python": made["python"], "hardware": f"{made['system']} {made['machine']}, {os.cpu_count()} cores", "duration": f"{seconds:.0f} s"}
 
-# %% ../nbs/32_reproduce.ipynb #1e9f07c7
+# %% ../nbs/32_reproduce.ipynb #59b1b81e
 STAGES, RENDERED = ("manifests", "features", "splits", "runs"), ("notebooks", "tables", "figures")
 
 
 def clear(root: Path, folders: Sequence[str]) -> None:
-    "Remove folders of the workspace, and the report that was made from them."
+    "Remove folders of the workspace."
     for name in folders: shutil.rmtree(root/name, ignore_errors=True)
-    (root/"report.html").unlink(missing_ok=True)
+
+
+def remove_older(root: Path, folders: Sequence[str], moment: float) -> None:
+    "Remove what an earlier call rendered and this one did not."
+    for path in (p for name in folders for p in (root/name).glob("*")):
+        if path.stat().st_mtime < moment: path.unlink()
 
 
 def notebook_parameters(request: Request) -> dict:
@@ -149,32 +150,30 @@ def reproduce(
     request: Request,
     say=print, # where progress lines go
 ) -> tuple[Path, list[Executed]]: # the report, and what was executed
-    "Prepare the corpora, run the experiment notebooks, write the report. Bad input is refused before an earlier report is touched."
-    start, notebooks = time.perf_counter(), experiment_notebooks()
+    "Run the experiment notebooks and write the report. When bad input is refused, an earlier report stays."
+    start, notebooks, executed = time.time(), experiment_notebooks(), []
     chosen = [notebooks[check_choice(n, notebooks, "experiment")] for n in request.only] or list(notebooks.values())
-    say(f"Preparing {', '.join(request.corpora)}")
     if request.fresh: clear(request.root, STAGES)
-    experiments = open_experiments(request.corpora, request.root, **request.settings)
-    clear(request.root, RENDERED)
-    executed = []
     for notebook in chosen:
-        say(f"Running {notebook.stem} (profile {request.profile}, {request.workers} workers)")
+        say(f"Running {notebook.stem} on {', '.join(request.corpora)} (profile {request.profile}, {request.workers} workers)")
         executed.append(execute(notebook, notebook_parameters(request), request.root))
         say(f"  {executed[-1].seconds:.0f} s, {executed[-1].computed} runs computed now" + (", FAILED" if executed[-1].failure else ""))
-    write_json(request.root/"report.json", _report_data(request, experiments, executed, time.perf_counter() - start))
+    remove_older(request.root, RENDERED, start - 2) # some file systems count in seconds
+    write_json(request.root/"report.json", _report_data(request, executed, time.time() - start))
     return write_report(request.root), executed
 
-# %% ../nbs/32_reproduce.ipynb #b2056aa0
+# %% ../nbs/32_reproduce.ipynb #07450310
 def _absolute(name: str | None) -> str | None:
     "A path as the notebook's folder sees it; a name that is no path stays as it is."
     return str(Path(name).absolute()) if name and Path(name).exists() else name
 
 
-def _report_data(request: Request, experiments: Sequence, executed: Sequence[Executed], seconds: float) -> dict:
-    simulated = [e.prepared.corpus.title for e in experiments if e.prepared.corpus.simulated]
-    skipped = [s._asdict() for e in experiments for s in e.prepared.skipped]
-    return {"title": "Multimodal speech emotion recognition: " + ", ".join(e.prepared.corpus.title for e in experiments),
+def _report_data(request: Request, executed: Sequence[Executed], seconds: float) -> dict:
+    about = read_json(request.root/"experiments.json")
+    experiments = about["experiments"]
+    simulated = ", ".join(e["short_title"] for e in experiments if e["simulated"])
+    return {"title": "Multimodal speech emotion recognition: " + ", ".join(e["short_title"] for e in experiments),
             "profile": request.profile, "preset": request.preset, "mode": request.mode, "command": request.command,
-            "simulated": f"The utterances of {', '.join(simulated)} were" if simulated else "",
-            "groups": [e.title for e in experiments], "failures": [{"notebook": e.name, "reason": e.failure} for e in executed if e.failure],
-            "notebooks": [e._asdict() for e in executed], "skipped": skipped, "provenance": provenance(experiments, seconds)}
+            "simulated": f"The utterances of {simulated} were" if simulated else "", "groups": [e["title"] for e in experiments],
+            "failures": [{"notebook": e.name, "reason": e.failure} for e in executed if e.failure], "notebooks": [e._asdict() for e in executed],
+            "skipped": [s for e in experiments for s in e["skipped"]], "provenance": provenance(about, seconds)}
