@@ -14,7 +14,6 @@ from typing import Iterator, Literal, NamedTuple
 
 import numpy as np, pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy.signal import lfilter
 from threadpoolctl import ThreadpoolController
 
 from ..core import InputError, digest
@@ -194,6 +193,7 @@ def _coloured(g: np.random.Generator, shape: tuple[int, int], memory: float) -> 
     rho = math.exp(-1 / memory)
     e = g.standard_normal(shape)
     e[1:] *= math.sqrt(1 - rho**2)
+    from scipy.signal import lfilter  # here, because it takes a second to import and few callers need it
     return lfilter([1.0], [1.0, -rho], e, axis=0)
 
 
