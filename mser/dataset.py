@@ -7,6 +7,7 @@ __all__ = ['Batch', 'SpeechData', 'pad', 'frames_per_segment', 'modality', 'gath
 
 # %% ../nbs/08_dataset.ipynb #d3591c15
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Sequence
 
 import numpy as np, torch
@@ -44,6 +45,12 @@ class SpeechData:
     vad: Tensor # [N, 3]
 
     def __len__(self): return len(self.ids)
+
+    @cached_property
+    def lengths(self) -> Tensor | None: # [N]
+        "Tokens and frames of each utterance together; None in pooled mode, where all are alike."
+        masks = [m for m in (self.text_mask, self.audio_mask) if m is not None]
+        return sum(m.sum(1) for m in masks) if masks else None
 
     def batch(self, index: Tensor) -> Batch:
         "The utterances at `index`, trimmed to the longest among them."

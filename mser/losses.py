@@ -74,7 +74,7 @@ class TotalLoss(nn.Module):
         c, parts = self.config, {}
         parts["classification"] = F.cross_entropy(output.logits, labels, weight=self.class_weights, label_smoothing=c.label_smoothing)
         if c.vad: parts["vad"] = F.mse_loss(output.vad, targets)
-        if c.contrastive and output.text_embedding is not None and output.audio_embedding is not None:
+        if c.contrastive and output.text_embedding is not None and (output.pair_mask is None or output.pair_mask.sum() > 1):
             parts["contrastive"] = info_nce(output.text_embedding, output.audio_embedding, c.temperature, output.pair_mask)
         return parts
 

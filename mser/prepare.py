@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .core import Skipped, digest
 from .corpora.registry import Corpus, corpus, labels_of
-from .corpora.simulated import SIMULATED, Simulation, simulate
+from .corpora.simulated import SIMULATED, Simulation, SimulationConfig, simulate
 from .encoders.base import EncoderCard, Encoded
 from .encoders.registry import load_encoder
 from .features import extract
@@ -67,16 +67,14 @@ def simulated_store(simulation: Simulation, modality: str, folder: Path) -> Feat
 
 
 def prepare_simulated(
-    found: Corpus,
-    root: Path, # the workspace
-    scale: float = 1.0, # share of the full corpus
-    sequence: bool = False, # also tokens and frames, not only utterance vectors
+    config: SimulationConfig, # which corpus, how large, pooled or sequence
+    root: str | Path, # the workspace
 ) -> Prepared:
     "Manifest and features of a simulated corpus."
-    simulation = simulate(SIMULATED[found.name].model_copy(update={"scale": scale, "form": "sequence" if sequence else "pooled"}))
-    write_manifest(simulation.manifest, root/"manifests"/f"{found.name}-{simulation.manifest.fingerprint}.parquet")
+    simulation, root = simulate(config), Path(root)
+    write_manifest(simulation.manifest, root/"manifests"/f"{config.name}-{simulation.manifest.fingerprint}.parquet")
     stores = [simulated_store(simulation, modality, root/"features") for modality in ("text", "audio")]
-    return Prepared(found, simulation.manifest, *stores)
+    return Prepared(corpus(config.name), simulation.manifest, *stores)
 
 # %% ../nbs/07_prepare.ipynb #3d7f4d06
 def prepare(
@@ -92,7 +90,8 @@ def prepare(
 ) -> Prepared:
     "Everything an experiment needs of one corpus. Finds what is already there."
     found, root = corpus(name, path), Path(root)
-    if found.simulated: return prepare_simulated(found, root, scale, sequence)
+    form = "sequence" if sequence else "pooled"
+    if found.simulated: return prepare_simulated(SIMULATED[name].model_copy(update={"scale": scale, "form": form}), root)
     return prepare_real(found, path, root, text_encoder, audio_encoder, skip_bad, workers)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DECISIVE_MODULES', 'Value', 'DataSpec', 'Majority', 'LinearProbe', 'Network', 'RunSpec', 'code_fingerprint', 'Result',
-           'RunStore', 'environment', 'compute', 'run', 'RunsFailed', 'run_many']
+           'RunStore', 'environment', 'parts_of', 'compute', 'run', 'RunsFailed', 'run_many']
 
 # %% ../nbs/23_runs.ipynb #681879e2
 import ast, importlib.util, json, platform, time
@@ -152,6 +152,15 @@ def _load(data: str, root: Path) -> tuple[Manifest, SpeechData, Splits]: # `data
     return manifest, tensors, Splits.load(root/"splits"/f"{spec.splits}.parquet")
 
 
+def parts_of(
+    spec: RunSpec,
+    root: str | Path, # the workspace
+) -> dict[str, SpeechData]: # "train", "val" and "test"
+    "The utterances of a run, by part."
+    _, data, splits = _load(spec.data.model_dump_json(), Path(root))
+    return {name: data.take(ids) for name, ids in splits.fold(spec.fold).items()}
+
+
 def _fit_and_predict(spec: RunSpec, train: SpeechData, val: SpeechData, test: SpeechData) -> tuple[list[Predictions], Fit | None]:
     "Predictions for validation and test, whatever the method."
     method = spec.method
@@ -179,13 +188,13 @@ def compute(
     keep_model: bool = False, # keep the weights too, for `mser.predict` and fine-tuning
 ) -> Result:
     "Compute a run, without writing it."
-    manifest, data, splits = _load(spec.data.model_dump_json(), Path(root))
-    parts = {name: data.take(ids) for name, ids in splits.fold(spec.fold).items()}
+    parts = parts_of(spec, root)
     predicted, fitted = _fit_and_predict(spec, parts["train"], parts["val"], parts["test"])
     metrics = {f"n_{name}": len(part) for name, part in parts.items()}
     for name, p in zip(("val", "test"), predicted):
         metrics[name] = scores(parts[name].labels.numpy(), p.classes, len(spec.data.label_set))._asdict()
     if fitted: metrics |= {"best_epoch": fitted.best_epoch, "epochs": len(fitted.history)}
+    manifest, *_ = _load(spec.data.model_dump_json(), Path(root))
     speakers = dict(zip(manifest.table["id"], manifest.table["speaker"]))
     tables = [_prediction_table(name, parts[name], p, speakers, spec.data.label_set) for name, p in zip(("val", "test"), predicted)]
     history = fitted.history if fitted else pd.DataFrame({"epoch": pd.Series(dtype="int64")})

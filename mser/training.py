@@ -33,16 +33,22 @@ class TrainConfig(BaseModel):
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
 
 # %% ../nbs/20_training.ipynb #31ddadc0
+_POOL = 16  # batches that are sorted by length together: enough to find like lengths, few enough to stay random
+
+
 def batches(
     n: int, # utterances
     batch_size: int, # utterances per step
     generator: torch.Generator, # where the order comes from
+    lengths: Tensor | None = None, # of the utterances [N]; None when all are alike
 ) -> Iterator[Tensor]: # index tensors [B]
-    "A shuffled pass over all utterances in batches of at least two."
+    "A shuffled pass over all utterances in batches of at least two, of like length where lengths differ."
     order = torch.randperm(n, generator=generator)
+    if lengths is not None: order = torch.cat([pool[lengths[pool].argsort(stable=True)] for pool in order.split(_POOL*batch_size)])
     parts = list(order.split(batch_size))
     if len(parts) > 1 and len(parts[-1]) == 1: parts[-2:] = [torch.cat(parts[-2:])]
-    return iter(parts)
+    if lengths is None: return iter(parts)
+    return (parts[i] for i in torch.randperm(len(parts), generator=generator))
 
 
 def n_batches(n: int, batch_size: int) -> int:
@@ -78,7 +84,7 @@ def train_epoch(
     "One pass over the training part."
     model.train()
     sums: dict[str, Tensor] = {}
-    for index in batches(len(data), config.batch_size, generator):
+    for index in batches(len(data), config.batch_size, generator, data.lengths):
         batch = data.batch(index)
         total, parts = objective(model(*batch.inputs), batch.labels, batch.vad)
         optimiser.zero_grad(set_to_none=True)
@@ -106,10 +112,11 @@ def predict(
 ) -> Predictions:
     "Class probabilities and mean gates of every utterance."
     model.eval()
-    outputs = [model(*data.batch(index).inputs) for index in torch.arange(len(data)).split(batch_size)]
-    probabilities = torch.cat([o.probabilities for o in outputs]).numpy()
-    gated = outputs[0].gates is not None
-    gates = torch.cat([torch.stack([o.gates[m].mean(1) for m in ("text", "audio")], 1) for o in outputs]).numpy() if gated else None
+    order = torch.arange(len(data)) if data.lengths is None else data.lengths.argsort(stable=True)  # like lengths, little padding
+    outputs, back = [model(*data.batch(index).inputs) for index in order.split(batch_size)], order.argsort()
+    probabilities = torch.cat([o.probabilities for o in outputs])[back].numpy()
+    if outputs[0].gates is None: return Predictions(probabilities, None)
+    gates = torch.cat([torch.stack([o.gates[m].mean(1) for m in ("text", "audio")], 1) for o in outputs])[back].numpy()
     return Predictions(probabilities, gates)
 
 # %% ../nbs/20_training.ipynb #8d110255

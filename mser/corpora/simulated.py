@@ -29,7 +29,7 @@ class SimulationConfig(BaseModel):
     "All that a simulated corpus depends on; unknown fields are refused."
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Literal["sim-iemocap", "sim-cremad"]
-    version: Literal[1] = 1                # of the model; raised whenever its code makes other data from the same fields
+    version: Literal[2] = 2                # of the model; raised whenever its code makes other data from the same fields
     scale: float = Field(1.0, gt=0, le=1)  # share of the full corpus; a smaller one is a subset of a larger one
     seed: int = Field(0, ge=0)             # speakers, utterances and noise
     encoder_seed: int = Field(0, ge=0)     # the encoders' directions; corpora share a feature space only if they share it
@@ -151,7 +151,7 @@ _PHRASES = dict(zip(CLASSES, ([p.split() for p in phrases.split(", ")] for phras
     "damn it, this is outrageous, how dare you, I have had enough", "this is wonderful, I am so happy, what a joy, it was great fun",
     "as usual, more or less, it is fine, that is all", "I could cry, it is hopeless, what a loss, I miss her so"))))
 FIXED_SENTENCES = (
-    "It's eleven o'clock.", "That is exactly what happened.", "I'm on my way to a meeting.", "I wonder what this is about.",
+    "It's eleven o'clock.", "That is exactly what happened.", "I'm on my way to the meeting.", "I wonder what this is about.",
     "The airplane is almost full.", "Maybe tomorrow it will be cold.", "I would like a new alarm clock.",
     "I think I have a doctor's appointment.", "Don't forget a jacket.", "I think I've seen this before.", "The surface is slick.",
     "We'll stop in a couple of minutes.")
