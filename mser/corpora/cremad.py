@@ -21,7 +21,7 @@ from .folder import attempt_all, corpus_folder, corpus_manifest, find_files, kno
 from ..labels import NO_AGREEMENT
 from ..manifest import Manifest
 
-# %% ../../nbs/02d_cremad.ipynb #7b9633bc
+# %% ../../nbs/02d_cremad.ipynb #fd1cffcf
 EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happiness", "NEU": "neutral", "SAD": "sadness"}
 
 LEVELS = {"LO": "low", "MD": "medium", "HI": "high", "XX": "unspecified"}
@@ -49,7 +49,8 @@ def parse_name(
     path = Path(path)
     found = re.fullmatch(r"(\d{4})_([A-Za-z]{3})_([A-Za-z]{3})_([A-Za-z]{2})", path.stem)
     if not found:
-        raise InputError("the name is not of the form 1001_IEO_ANG_HI (actor, sentence, emotion, level)", "Rename or remove it, or pass --skip-bad", path)
+        raise InputError("the name is not of the form 1001_IEO_ANG_HI (actor, sentence, emotion, level)",
+                         "Rename or remove it, or pass --skip-bad", path)
     actor, sentence, emotion, level = found.groups()
     return {"id": f"cremad-{path.stem.replace('_', '-')}", "corpus": "cremad", "speaker": actor, "sentence": sentence,
             "text": known(sentence, SENTENCES, "sentence code", path), "label": known(emotion, EMOTIONS, "emotion code", path),

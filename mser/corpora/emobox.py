@@ -39,7 +39,7 @@ def emotion(
     in_words = known(word.lower(), {code.lower(): text for code, text in label_map.items()} | WORDS, "emotion", path)
     return WORDS.get(in_words.lower(), re.sub("[^a-z0-9]+", "-", in_words.lower()).strip("-"))
 
-# %% ../../nbs/02f_emobox.ipynb #f7b5e18b
+# %% ../../nbs/02f_emobox.ipynb #92bfbfc1
 SPEAKERS = {"ravdess": r"-(\d\d)$"}  # where the key holds the speaker
 _PARSERS = {"emodb": lambda name: emodb.parse_name(f"{name}.wav"), "cremad": lambda name: cremad.parse_name(name.replace("-", "_")),
             "iemocap": lambda name: iemocap.parse_turn(name, name)}
@@ -57,7 +57,8 @@ def about_key(
     pattern = speaker or SPEAKERS.get(dataset)
     if pattern is None: return {"text": "", "speaker": "unknown"}
     found = re.search(pattern, key)
-    if not found or not found.groups() or not found[1]: raise InputError(f"there is no speaker in {key!r}", f"The pattern is {pattern}; it needs a group that matches")
+    if not found or not found.groups() or not found[1]:
+        raise InputError(f"there is no speaker in {key!r}", f"The pattern is {pattern}; it needs a group that matches")
     return {"text": "", "speaker": found[1]}
 
 # %% ../../nbs/02f_emobox.ipynb #3eec83c3
@@ -89,7 +90,7 @@ def find_lists(
     whole = folder/f"{dataset}.jsonl"
     return Lists(dataset, whole if whole.is_file() else None, {(int(m["fold"]), PARTS[m["part"]]): path for m, path in parts})
 
-# %% ../../nbs/02f_emobox.ipynb #2dc4e7f2
+# %% ../../nbs/02f_emobox.ipynb #0a61e0f7
 def read_folds(
     lists: Lists,
 ) -> pd.DataFrame: # index: id; columns fold_1, fold_2...: the part
@@ -112,24 +113,26 @@ def with_folds(
     "Add the official folds to a manifest; what is not in a fold has a null there. Raises `InputError` when none of its utterances is in the lists."
     folds = read_folds(find_lists(folder))
     here = folds.reindex(manifest.ids).reset_index(drop=True)
-    if here.isna().all(axis=None): raise InputError(f"none of the manifest's utterances ({manifest.ids[0]}...) is in the folds", "Give the lists of the same corpus", folder)
+    if here.isna().all(axis=None):
+        raise InputError(f"none of the manifest's utterances ({manifest.ids[0]}...) is in the folds", "Give the lists of the same corpus", folder)
     explained = {*manifest.ids, *(s.item for s in manifest.skipped)}
     lost = [Skipped(i, "in the official folds, but not in the manifest") for i in folds.index if i not in explained]
     split = {"split": here.fold_1} if len(here.columns) == 1 else {}
     return replace(manifest, table=manifest.table.assign(**split, **{name: here[name] for name in here}), skipped=(*manifest.skipped, *lost))
 
-# %% ../../nbs/02f_emobox.ipynb #e275d3ee
+# %% ../../nbs/02f_emobox.ipynb #47bce56d
 def fold_parts(
     manifest: Manifest, # with columns fold_1, fold_2...
     seed: int = 0, # not used: the folds are official
 ) -> Iterator[np.ndarray]: # "train", "val" or "test" for each utterance
     "The official folds of a manifest. Raises `InputError` when it has none, or an utterance is not part of one."
     names = sorted((c for c in manifest.table if re.fullmatch(r"fold_\d+", c)), key=lambda c: int(c.split("_")[1]))
-    if not names: raise InputError("the manifest has no official folds (columns fold_1, fold_2...)", "Read it from EmoBox's lists, or choose another protocol")
+    if not names:
+        raise InputError("the manifest has no official folds (columns fold_1, fold_2...)", "Read it from EmoBox's lists, or choose another protocol")
     for name in names:
         parts = manifest.table[name]
-        if parts.isna().any():
-            raise InputError(f"{parts.isna().sum():,} utterances are not in {name}, the first is {manifest.ids[int(parts.isna().argmax())]!r}", "Keep only those that are")
+        if lacking := manifest.table["id"][parts.isna()].tolist():
+            raise InputError(f"{len(lacking):,} utterances are not in {name}, the first is {lacking[0]!r}", "Keep only those that are")
         yield parts.to_numpy(dtype=object)
 
 # %% ../../nbs/02f_emobox.ipynb #51d5ab3b

@@ -17,8 +17,9 @@ from ..core import InputError, Skipped, attempt_each
 from .folder import attempt_all, corpus_folder, corpus_manifest, find_files, known, read_table
 from ..manifest import Manifest
 
-# %% ../../nbs/02e_meld.ipynb #3c1b72ce
-EMOTIONS = {"anger": "anger", "disgust": "disgust", "fear": "fear", "joy": "happiness", "neutral": "neutral", "sadness": "sadness", "surprise": "surprise"}
+# %% ../../nbs/02e_meld.ipynb #ae4eeb86
+EMOTIONS = {"anger": "anger", "disgust": "disgust", "fear": "fear", "joy": "happiness", "neutral": "neutral", "sadness": "sadness",
+            "surprise": "surprise"}
 
 FRIENDS = {"Chandler": "male", "Joey": "male", "Monica": "female", "Phoebe": "female", "Rachel": "female", "Ross": "male"}
 
@@ -37,17 +38,17 @@ def repair(
     "Replace the control characters of a text that was decoded as Latin-1 by what they stand for in Windows-1252."
     return text.translate(_REPAIR)
 
-# %% ../../nbs/02e_meld.ipynb #e7be8b51
+# %% ../../nbs/02e_meld.ipynb #b9ad6acc
 def seconds(
     time: str, # h:mm:ss,ms
 ) -> float:
     "A time of the table in seconds. Raises `InputError` for another form."
     found = re.fullmatch(r"(\d+):(\d\d):(\d\d),(\d{1,3})", time)
-    if not found: raise InputError(f"time {time!r} is not of the form h:mm:ss,ms", "Copy the table again")
+    if not found: raise InputError(f"time {time!r} is not of the form h:mm:ss,ms", "Copy the table again or pass --skip-bad")
     h, m, s, ms = map(int, found.groups())
     return 3600 * h + 60 * m + s + ms / 1000
 
-# %% ../../nbs/02e_meld.ipynb #b153b31c
+# %% ../../nbs/02e_meld.ipynb #3c654226
 class Split(NamedTuple):
     "An official part: MELD's name, ours, its table and the folder of its clips."
     name: str
@@ -69,7 +70,8 @@ def parse_row(
     "What the table says about an utterance. Raises `InputError` for an unknown emotion or a bad number or time."
     clip = f"dia{row.Dialogue_ID}_utt{row.Utterance_ID}"
     for name in ("Dialogue_ID", "Utterance_ID", "Season", "Episode"):
-        if not getattr(row, name).isdecimal(): raise InputError(f"{name} of {clip} is {getattr(row, name)!r}", "It must be a number; copy the table again", path)
+        if not (value := getattr(row, name)).isdecimal():
+            raise InputError(f"{name} of {clip} is {value!r}", "It must be a number; copy the table again or pass --skip-bad", path)
     try: start, end = seconds(row.StartTime), seconds(row.EndTime)
     except InputError as e: raise InputError(f"{clip}: {e.problem}", e.remedy, path) from None
     speaker = repair(row.Speaker)
@@ -86,7 +88,8 @@ def read_transcript(
 ) -> tuple[list[dict], list[Skipped]]: # rows of the manifest without sound, and what was left out
     "The utterances of a split. Raises `InputError` for a table or a row that cannot be used."
     rows = read_table(path, _COLUMNS)[list(_COLUMNS)].itertuples(index=False)
-    return attempt_each(lambda row: parse_row(row, split, path), rows, skip_bad, name=lambda row: f"{split.name} dia{row.Dialogue_ID}_utt{row.Utterance_ID}")
+    name = lambda row: f"{split.name} dia{row.Dialogue_ID}_utt{row.Utterance_ID}"
+    return attempt_each(lambda row: parse_row(row, split, path), rows, skip_bad, name=name)
 
 # %% ../../nbs/02e_meld.ipynb #ef849b50
 MISSING = {  # clips that a whole copy does not have, or not in a usable form
@@ -137,7 +140,7 @@ def add_sound(
     if note and skip_bad: raise InputError(note, "Leave it out", clip)
     return {**row, "audio": clip.relative_to(root).as_posix(), "duration": info.duration, "sample_rate": info.sample_rate, "note": note}
 
-# %% ../../nbs/02e_meld.ipynb #dfcf9783
+# %% ../../nbs/02e_meld.ipynb #89da1b2d
 def find_part(
     root: Path, # the corpus folder
     split: Split,
@@ -158,12 +161,11 @@ def left_over(
     named: set[str], # clips that the table names
 ) -> list[Skipped]:
     "Clips without a row."
-    rows = []
-    for name in sorted(set(clips) - named):
-        other = re.fullmatch(r"final_videos_test(dia\d+_utt\d+)", name)
-        expected = ", as in every copy" if (split.name, name) in EXTRA else ""
-        rows.append(Skipped(f"{split.name} {name}", f"a second file for {other[1]}; the plain one is used" if other else f"a clip without a row in {split.table}{expected}"))
-    return rows
+    def reason(name: str) -> str:
+        if other := re.fullmatch(r"final_videos_test(dia\d+_utt\d+)", name): return f"a second file for {other[1]}; the plain one is used"
+        return f"a clip without a row in {split.table}" + (", as in every copy" if (split.name, name) in EXTRA else "")
+
+    return [Skipped(f"{split.name} {name}", reason(name)) for name in sorted(set(clips) - named)]
 
 
 def read_split(
@@ -181,7 +183,7 @@ def read_split(
     utterances = [Utterance(row, split, clips.get(name, (folder or root/split.clips)/f"{name}.mp4")) for row, name in zip(rows, names)]
     return utterances, skipped + left_over(split, clips, set(names))
 
-# %% ../../nbs/02e_meld.ipynb #1618cb77
+# %% ../../nbs/02e_meld.ipynb #cd2bc5f5
 def use_sound(
     utterances: list[Utterance],
     root: Path, # the corpus folder
@@ -205,7 +207,8 @@ def meld(
     if not any(find_part(root, split, split.table) for split in SPLITS):
         raise InputError(f"there is no {SPLITS[0].table} (nor of dev or test), here or in train/", "Give the folder that holds MELD's tables", root)
     there = any(find_part(root, split, split.clips) for split in SPLITS)
-    if audio and not there: raise InputError(f"there is no folder {SPLITS[0].clips} (nor of dev or test)", "Give the folder that holds MELD's clips", root)
+    if audio and not there:
+        raise InputError(f"there is no folder {SPLITS[0].clips} (nor of dev or test)", "Give the folder that holds MELD's clips", root)
     parts = [read_split(root, split, there and audio is not False, skip_bad) for split in SPLITS]
     utterances, skipped = ([x for part in parts for x in part[i]] for i in (0, 1))
     rows, lost = ([u.row for u in utterances], []) if audio is False or not there else use_sound(utterances, root, skip_bad)
