@@ -86,4 +86,4 @@ def test_skip_bad_lists_it_and_keeps_the_rest(corpus, fault):
 
 def test_nothing_left(tmp_path):
     unknown_emotion(tmp_path)
-    assert "none of the 1 wav files can be used" in refusal(tmp_path, skip_bad=True)
+    assert "no utterance in this folder can be used, the first of 1 reasons: 03a04Xd.wav" in refusal(tmp_path, skip_bad=True)

@@ -1,28 +1,30 @@
 "Properties of the manifest that examples in its notebook cannot show."
-import tempfile
+import json, tempfile
 from pathlib import Path
 
 import pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 
-from mser.core import InputError
+from mser.core import InputError, Skipped
 from mser.labels import VAD_ANCHORS
 from mser.manifest import MANIFEST_COLUMNS, make_manifest, read_manifest, write_manifest
 
+FORMATS = (".csv", ".parquet", ".jsonl")
 words = st.text(min_size=1, max_size=12)
+texts = st.text(max_size=40) | st.sampled_from(["", "\n", 'He said "Go,\r\nnow!"', "None", "NA", "null", "1e5", "\N{WINKING FACE}", "a\x85b\u2028c", "\\n", "word "*5000])
 rating = st.none() | st.floats(-1, 1)
 rows = st.fixed_dictionaries({
-    "id": words, "corpus": words, "text": st.text(max_size=40), "label": st.sampled_from([*VAD_ANCHORS, "other"]), "speaker": words,
+    "id": words, "corpus": words, "text": texts, "label": st.sampled_from([*VAD_ANCHORS, "other"]), "speaker": words,
     "audio": st.none() | st.sampled_from(["wav/a.wav", "ä b/c,d.mp4"]), "gender": st.sampled_from([None, "female", "male"]),
     "session": st.none() | words, "dialogue": st.none() | words, "split": st.sampled_from([None, "train", "val", "test"]),
     "valence": rating, "arousal": rating, "dominance": rating,
-    "duration": st.none() | st.floats(1e-3, 1e5), "sample_rate": st.none() | st.integers(1, 10**6), "note": words})
+    "duration": st.none() | st.floats(1e-3, 1e5), "sample_rate": st.none() | st.integers(1, 10**6), "note": st.none() | words})
 tables = st.lists(rows, min_size=1, max_size=6, unique_by=lambda row: row["id"]).map(pd.DataFrame)
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 @few
-@given(tables, st.sampled_from([".csv", ".parquet"]))
+@given(tables, st.sampled_from(FORMATS))
 def test_round_trip(table, suffix):
     manifest = make_manifest(table)
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +58,7 @@ def demo(**columns):
     return pd.DataFrame({"id": ["a", "b"], "corpus": "demo", "text": "hello", "label": "anger", "speaker": ["1", "2"], **columns})
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("table, message", [
     (demo(id="a"), "id 'a' appears more than once"),
     (demo().drop(columns="speaker"), "column 'speaker' is missing"),
@@ -68,9 +70,39 @@ def demo(**columns):
 ])
 def test_a_bad_file_is_named(tmp_path, suffix, table, message):
     path = tmp_path/f"bad{suffix}"
-    table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path, index=False)
+    if suffix == ".jsonl": table.to_json(path, orient="records", lines=True)
+    else: table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path, index=False)
     with pytest.raises(InputError) as error: read_manifest(path)
     assert str(error.value).startswith(f"{path}: ") and message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parquet_keeps_what_was_skipped_and_types(tmp_path):
+    skipped = (Skipped("c.wav", "the file is empty (0 bytes)"), Skipped("d\N{WINKING FACE}.wav", 'not "audio"'))
+    manifest = make_manifest(demo(age=pd.array([31, None], dtype="Int64")), skipped=skipped)
+    write_manifest(manifest, tmp_path/"m.parquet")
+    back = read_manifest(tmp_path/"m.parquet")
+    assert back.skipped == skipped
+    pd.testing.assert_frame_equal(back.table, manifest.table)
+
+
+def test_json_lines_are_one_object_a_line_in_emobox_form(tmp_path):
+    manifest = make_manifest(demo(text=["a\nb\u2028c\x85d", "\N{WINKING FACE}"], audio="a.wav", duration=1.25, sample_rate=16000, age=[31, None]))
+    write_manifest(manifest, tmp_path/"m.jsonl")
+    lines = (tmp_path/"m.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 2 and "\N{WINKING FACE}" in lines[1]
+    assert {"key": "a", "dataset": "demo", "wav": "a.wav", "type": "raw", "sample_rate": 16000, "num_frame": 20000, "task": "category",
+            "length": 1.25, "emo": "anger", "channel": 1}.items() <= records[0].items()
+    assert records[1]["age"] is None and read_manifest(tmp_path/"m.jsonl").table.age[0] == 31
+
+
+@pytest.mark.parametrize("lines, problem", [
+    ('{"id": "a"}\n{"id": "b"', "line 2 is not JSON"), ('"a"', "line 1 is not a JSON object"), ('\n\n{"key": "a", "id": "b"}', "line 3: there is both 'key' and 'id'"),
+    ('{"key": "a", "start_time": 3.5}', "line 1: start_time is 3.5"), ('{"key": "a", "wav": "a.wav", "emo": "anger"}', "column 'corpus' is missing")])
+def test_a_bad_line_is_named(tmp_path, lines, problem):
+    (tmp_path/"m.jsonl").write_text(lines)
+    with pytest.raises(InputError) as error: read_manifest(tmp_path/"m.jsonl")
+    assert str(error.value).startswith(f"{tmp_path/'m.jsonl'}: {problem}")
 
 
 def test_a_large_manifest_takes_seconds(tmp_path):
@@ -78,6 +110,7 @@ def test_a_large_manifest_takes_seconds(tmp_path):
     table = pd.DataFrame({"id": [f"u{i:05}" for i in range(n)], "corpus": "big", "text": "a few words", "label": "anger",
                           "speaker": [str(i % 10) for i in range(n)], "duration": 1.5})
     manifest = make_manifest(table)
-    write_manifest(manifest, tmp_path/"big.csv")
-    assert read_manifest(tmp_path/"big.csv").fingerprint == manifest.fingerprint
+    for suffix in FORMATS:
+        write_manifest(manifest, tmp_path/f"big{suffix}")
+        assert read_manifest(tmp_path/f"big{suffix}").fingerprint == manifest.fingerprint
     assert tuple(manifest.table.columns) == MANIFEST_COLUMNS

@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['EMOTIONS', 'SENTENCES', 'SPEAKERS', 'parse_name', 'wav_folder', 'find_recordings', 'read_recording', 'emodb']
 
-# %% ../../nbs/02a_emodb.ipynb #a3638f9a
+# %% ../../nbs/02a_emodb.ipynb #167eee44
 import re
 from pathlib import Path
 
-import pandas as pd
-
 from ..audio import inspect_audio
-from ..core import InputError, attempt_each
-from ..manifest import Manifest, make_manifest
+from ..core import InputError
+from .folder import attempt_all, corpus_folder, corpus_manifest, find_files, known
+from ..manifest import Manifest
 
 # %% ../../nbs/02a_emodb.ipynb #fe4b8d53
 EMOTIONS = {"W": "anger", "L": "boredom", "E": "disgust", "A": "fear", "F": "happiness", "N": "neutral", "T": "sadness"}
@@ -37,13 +36,7 @@ SPEAKERS = {  # speaker: (gender, age in years)
     "12": ("male", 30), "13": ("female", 32), "14": ("female", 35), "15": ("male", 25), "16": ("female", 31),
 }
 
-# %% ../../nbs/02a_emodb.ipynb #d791eac3
-def _known(code: str, table: dict, what: str, path: Path):
-    "The entry for a code. Raises `InputError` for an unknown one."
-    if code in table: return table[code]
-    raise InputError(f"unknown {what} {code!r}", f"Known: {', '.join(table)}. Rename or remove the file, or pass --skip-bad", path)
-
-
+# %% ../../nbs/02a_emodb.ipynb #5c022cc7
 def parse_name(
     path: str | Path, # a sound file of the corpus
 ) -> dict: # id, label, speaker, gender, age, sentence (its code) and text
@@ -54,19 +47,17 @@ def parse_name(
         raise InputError("the name is not of the form SSTTTEV.wav (speaker, text, emotion, version), such as 03a01Fa.wav",
                          "Rename or remove it, or pass --skip-bad", path)
     speaker, sentence, emotion, _ = found.groups()
-    label, text = _known(emotion, EMOTIONS, "emotion code", path), _known(sentence, SENTENCES, "sentence code", path)
-    gender, age = _known(speaker, SPEAKERS, "speaker", path)
+    label, text = known(emotion, EMOTIONS, "emotion code", path), known(sentence, SENTENCES, "sentence code", path)
+    gender, age = known(speaker, SPEAKERS, "speaker", path)
     return {"id": f"emodb-{path.stem}", "corpus": "emodb", "audio": path.name, "text": text, "label": label, "speaker": speaker,
             "gender": gender, "age": age, "sentence": sentence}
 
-# %% ../../nbs/02a_emodb.ipynb #2f71b85d
+# %% ../../nbs/02a_emodb.ipynb #0af233fb
 def wav_folder(
     root: str | Path, # the corpus folder
 ) -> Path: # the folder with the recordings
     "`root/wav` where there is one, else `root`. Raises `InputError` when there is no such folder."
-    root = Path(root)
-    if not root.exists(): raise InputError("there is no such folder", "Give the folder that holds EmoDB's wav/", root)
-    if not root.is_dir(): raise InputError("this is a file, not a folder", "Give the folder that holds EmoDB's wav/", root)
+    root = corpus_folder(root, "EmoDB's wav/")
     return root/"wav" if (root/"wav").is_dir() else root
 
 
@@ -74,11 +65,11 @@ def find_recordings(
     folder: str | Path, # the folder with the recordings
 ) -> list[Path]: # sorted by name
     "The wav files of a folder, without hidden ones. Raises `InputError` when there is none."
-    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() == ".wav" and not p.name.startswith("."))
+    files = find_files(folder, ".wav")
     if not files: raise InputError("there are no wav files in this folder", "Give the folder that holds EmoDB's wav/", folder)
     return files
 
-# %% ../../nbs/02a_emodb.ipynb #702533cb
+# %% ../../nbs/02a_emodb.ipynb #a786354b
 def read_recording(
     path: str | Path, # a sound file of the corpus
 ) -> dict: # a row of the manifest
@@ -93,7 +84,5 @@ def emodb(
 ) -> Manifest:
     "Make a manifest of an EmoDB folder. Raises `InputError` for a folder or a recording that cannot be used."
     folder = wav_folder(root)
-    rows, skipped = attempt_each(read_recording, find_recordings(folder), skip_bad, name=lambda path: path.name)
-    if not rows:
-        raise InputError(f"none of the {len(skipped)} wav files can be used, the first because {skipped[0].reason}", "Check the folder", folder)
-    return make_manifest(pd.DataFrame(rows), root=folder, source=folder, skipped=skipped)
+    rows, skipped = attempt_all(read_recording, find_recordings(folder), "EmoDB", skip_bad, name=lambda path: path.name)
+    return corpus_manifest(rows, folder, skipped)
