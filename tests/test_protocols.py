@@ -6,7 +6,8 @@ from hypothesis import given, settings, strategies as st
 
 from mser.core import InputError
 from mser.manifest import make_manifest
-from mser.protocols import PARTS, PROTOCOLS, Splits, audit, make_splits, verdict
+from mser.audit import audit
+from mser.protocols import PARTS, PROTOCOLS, Splits, from_folds, make_splits
 
 GROUPED = [name for name, protocol in PROTOCOLS.items() if protocol.group]
 few = settings(max_examples=12, deadline=None, derandomize=True)
