@@ -73,11 +73,12 @@ def cards_of(encoders: list[str] | None) -> list:
 
 def print_audit(title: str, found) -> None:
     "An audit as a table and a conclusion."
-    table = Table("", "subject", "finding", title=title, title_justify="left", title_style="bold")
+    table = Table("", "subject", "finding")
     for f in found.findings: table.add_row(f"[{_COLOURS[f.level]}]{f.level}[/]", f.subject, f.text)
     console = Console()
+    console.print(f"[bold]{title}[/]", highlight=False, soft_wrap=True)
     console.print(table)
-    console.print(f"[{_COLOURS['leak' if found.leaks else 'fine']}]{found.conclusion}[/]\n", highlight=False)
+    console.print(f"[{_COLOURS['leak' if found.leaks else 'fine']}]{found.conclusion}[/]\n", highlight=False, soft_wrap=True)
 
 
 def _write_overlaps(audits: dict, path: Path) -> None:
@@ -168,9 +169,10 @@ def splits(
     for name, path in corpora.items():
         found, manifest = open_corpus(name, path, label_set, skip_bad)
         made = open_splits(found, manifest, protocol, seed, budget, full_validation)
-        table = Table("fold", "train", "val", "test", title=f"{found.title}, {made.title}: utterances of speakers", title_justify="left", title_style="bold")
+        table = Table("fold", "train", "val", "test")
         for row in fold_rows(made, manifest): table.add_row(*row)
         console = Console()
+        console.print(f"[bold]{found.title}, {made.title}: utterances of speakers[/]", highlight=False, soft_wrap=True)
         console.print(table)
-        console.print(f"protocol {made.protocol}, seed {made.seed}, fingerprint {made.fingerprint}\n", highlight=False)
+        console.print(f"protocol {made.protocol}, seed {made.seed}, fingerprint {made.fingerprint}\n", highlight=False, soft_wrap=True)
         if out: _write_splits(made, out)

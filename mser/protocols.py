@@ -9,7 +9,7 @@ __all__ = ['PARTS', 'PART_NAMES', 'PROTOCOLS', 'Splits', 'validation_speakers', 
            'make_splits']
 
 # %% ../nbs/03_protocols.ipynb #f1c3a372
-import json
+import json, warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -163,7 +163,9 @@ def speaker_parts(
     if most < n:
         raise InputError(f"{n} parts need a label with {n} utterances or more, the most frequent has {most}", "Choose protocol 'loso'")
     folds = StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(table, table.label, table.speaker)
-    parts = [table.iloc[rows] for _, rows in folds]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # rare classes are the audit's to tell
+        parts = [table.iloc[rows] for _, rows in folds]
     drawn = np.random.default_rng(seed).permutation(n)
     return [sorted(parts[i].speaker.unique()) for i in sorted(drawn, key=lambda i: -parts[i].label.nunique())]  # stable
 
