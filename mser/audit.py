@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
 from .audio import decode, inspect_audio
-from .core import InputError, Skipped, digest_file
+from .core import InputError, digest_file
 from .encoders.base import EncoderCard
 from .manifest import Manifest
 from .parallel import ordered_map

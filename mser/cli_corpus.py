@@ -22,9 +22,10 @@ corpus_app = typer.Typer(name="corpus", no_args_is_help=True, rich_markup_mode="
 
 _Corpora = Annotated[Optional[list[str]], typer.Option("--corpus", metavar="NAME=PATH", help="A corpus and its folder, or any name and a manifest (CSV, Parquet). "
                      "May be given several times. Without it: the simulated corpora. [cyan]mser corpora[/cyan] lists the names.")]
-_Protocol = Annotated[Optional[str], typer.Option(metavar="NAME", help="How utterances are split: loso, loso-session, sessions-3-1-1, speaker-kfold, speaker-split, random, "
-                      "official (the manifest's column split) or folds (its column fold). Default: the corpus's own.")]
-_LabelSet = Annotated[Optional[str], typer.Option(metavar="NAME", help="Which emotions count: 4, 4-strict, 5, 6, cremad-6, meld-7, emodb-7. Default: the corpus's own.")]
+_Protocol = Annotated[Optional[str], typer.Option(metavar="NAME", help="How utterances are split: loso, loso-session, sessions-3-1-1, speaker-kfold, "
+                      "speaker-split, random, official (the manifest's column split) or folds (its column fold). Default: the corpus's own.")]
+_LabelSet = Annotated[Optional[str], typer.Option(metavar="NAME", help="Which emotions count: 4, 4-strict, 5, 6, cremad-6, meld-7, emodb-7. "
+                      "Default: the corpus's own.")]
 _Seed = Annotated[int, typer.Option(min=0, help="For protocols and budgets that draw.")]
 _Budget = Annotated[Optional[str], typer.Option(metavar="N", help="Keep only so many labelled utterances of train and val together, for example 390 or 10%. "
                     "Budgets with the same seed are nested.")]
@@ -93,8 +94,8 @@ def audit(
     corpus: _Corpora = None,
     protocol: _Protocol = None,
     label_set: _LabelSet = None,
-    encoder: Annotated[Optional[list[str]], typer.Option(metavar="NAME", help="Ask whether this encoder was trained on the corpus: minilm, bert, egemaps, a Hugging Face id or a folder. "
-        "May be given several times.")] = None,
+    encoder: Annotated[Optional[list[str]], typer.Option(metavar="NAME", help="Ask whether this encoder was trained on the corpus: minilm, bert, egemaps, "
+        "a Hugging Face id or a folder. May be given several times.")] = None,
     audio: Annotated[bool, typer.Option(help="Compare the recordings themselves.")] = True,
     fail_on_leak: Annotated[bool, typer.Option("--fail-on-leak", help="Exit with 1 when there is a leak that the protocol does not admit.")] = False,
     seed: _Seed = 0,

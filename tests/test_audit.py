@@ -215,8 +215,9 @@ def test_splits_of_another_corpus_are_refused():
 def test_splits_by_session_are_clean(seed, protocol):
     rng = np.random.default_rng(seed)
     speaker = np.sort(rng.integers(10, size=200))
-    table = pd.DataFrame({"id": [f"u{i:03}" for i in range(200)], "corpus": "made", "speaker": [f"s{s}" for s in speaker], "session": [f"r{s // 2}" for s in speaker],
-                          "dialogue": [f"d{s // 2}{i % 3}" for i, s in enumerate(speaker)], "text": "the same sentence", "label": rng.choice(["anger", "fear"], 200)})
+    table = pd.DataFrame({"id": [f"u{i:03}" for i in range(200)], "corpus": "made", "speaker": [f"s{s}" for s in speaker],
+                          "session": [f"r{s // 2}" for s in speaker], "dialogue": [f"d{s // 2}{i % 3}" for i, s in enumerate(speaker)],
+                          "text": "the same sentence", "label": rng.choice(["anger", "fear"], 200)})
     manifest = make_manifest(table)
     found = audit(make_splits(manifest, protocol, seed), manifest)
     assert not found.leaks and [levels(found)[s] for s in ("speaker", "session", "dialogue")] == ["fine"] * 3

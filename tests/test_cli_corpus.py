@@ -42,8 +42,9 @@ def test_overlaps_are_written(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["splits", "--corpus", "sim-cremad", "--out", "x.txt"], "splits cannot be a .txt file"), (["audit", "--corpus", "sim-cremad", "--out", "x.parquet"], "cannot be a .parquet file"),
-    (["splits", "--out", "x.csv"], "--out takes one corpus"), (["splits", "--corpus", "nope"], "unknown corpus"), (["audit", "--corpus", "emodb"], "emodb needs a folder"),
+    (["splits", "--corpus", "sim-cremad", "--out", "x.txt"], "splits cannot be a .txt file"),
+    (["audit", "--corpus", "sim-cremad", "--out", "x.parquet"], "cannot be a .parquet file"), (["splits", "--out", "x.csv"], "--out takes one corpus"),
+    (["splits", "--corpus", "nope"], "unknown corpus"), (["audit", "--corpus", "emodb"], "emodb needs a folder"),
     (["audit", "--corpus", "sim-cremad", "--label-set", "9"], "unknown label set"), (["audit", "--corpus", "sim-cremad", "--budget", "2"], "a budget of 2 leaves"),
     (["splits", "--corpus", "sim-cremad", "--full-validation"], "Give --budget too")])
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(arguments, message, tmp_path, monkeypatch):
