@@ -144,6 +144,13 @@ def test_validation_is_cut_as_the_test_part_was(manifest, column, seed):
     if column == "id": assert not apart("speaker") and abs(len(fold["val"]) - (len(manifest) - len(test)) / 9) < 5
 
 
+def test_folds_by_session_validate_on_the_next_session_going_round():
+    manifest = corpus(10, 10)
+    folds = {name: {"train": group["id"][group.session != name], "test": group["id"][group.session == name]}
+             for group in [manifest.table] for name in sorted(group.session.unique())}
+    assert from_folds(manifest, folds, "loso-session").fingerprint == make_splits(manifest, "loso-session").fingerprint
+
+
 @few
 @given(corpora, seeds)
 def test_published_folds_of_a_whole_corpus_narrow_to_a_label_set(manifest, seed):
