@@ -54,12 +54,12 @@ def sparse_store(folder: Path, n_shards: int, in_shard: int, length: int, dim: i
 
 
 OPEN = """
-import resource, sys, time
+import psutil, sys, time
 from mser.store import FeatureStore
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
-before, start = peak(), time.monotonic()
+memory = lambda: psutil.Process().memory_info().rss/2**20
+before, start = memory(), time.monotonic()
 store = FeatureStore(sys.argv[1])
-print(len(store), time.monotonic() - start, peak() - before, peak())
+print(len(store), time.monotonic() - start, memory() - before, memory())
 """
 
 
@@ -73,7 +73,7 @@ def test_50_gb_open_in_under_a_second_and_200_mib(tmp_path):
     done = subprocess.run([sys.executable, "-c", OPEN, path], capture_output=True, text=True, check=True)
     n, seconds, more, whole = map(float, done.stdout.split())
     assert n == 102_400 and seconds < 1 and more < 200, done.stdout
-    assert whole < 400  # with everything that is imported
+    assert whole < 300  # with everything that is imported
 
 
 def test_reading_does_not_bring_shards_into_memory(tmp_path):
@@ -97,7 +97,8 @@ def sound(tmp_path_factory):
 
 
 @few
-@given(st.sampled_from(["index.parquet", "store.json", *(f"shard-{k:05}.safetensors" for k in range(3))]), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+@given(st.sampled_from(["index.parquet", "store.json", *(f"shard-{k:05}.safetensors" for k in range(3))]), st.floats(0, 1, exclude_max=True),
+       st.integers(1, 255))
 def test_any_changed_byte_is_found_and_named(sound, tmp_path_factory, name, where, change):
     path = Path(shutil.copytree(sound, tmp_path_factory.mktemp("damaged")/"store"))
     data = bytearray((path/name).read_bytes())

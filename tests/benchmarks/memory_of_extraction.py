@@ -16,7 +16,8 @@ from mser.manifest import make_manifest
 
 class Spectra:
     "A light encoder: log energies of 257 frequencies every 10 ms, and their mean."
-    card = EncoderCard(name="spectra", modality="audio", frame_dim=257, utterance_dim=257, hop_seconds=0.01, sample_rate=16_000, pretraining="none", licence="MIT")
+    card = EncoderCard(name="spectra", modality="audio", frame_dim=257, utterance_dim=257, hop_seconds=0.01, sample_rate=16_000, pretraining="none",
+                       licence="MIT")
 
     def encode(self, items):
         windows = (np.lib.stride_tricks.sliding_window_view(samples, 512)[::160]*np.hanning(512) for samples in items)  # [n, 512]
