@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'LABEL_NAMES', 'LABEL_ORDERS', 'label_order', 'label_name', 'Listed', 'as_frames', 'encoded_of',
-           'read_list', 'Features', 'imported_card', 'save_features', 'import_lists', 'check_features', 'embeds',
-           'export_lists']
+           'read_list', 'Features', 'file_name', 'imported_card', 'save_features', 'import_lists', 'check_features',
+           'embeds', 'export_lists']
 
 # %% ../nbs/06b_exchange.ipynb #35c5fd28
-import pickle, sys
+import pickle, re, sys
 from pathlib import Path
 from typing import NamedTuple, Sequence
 
@@ -56,7 +56,7 @@ def label_name(
 ) -> str: # the emotion
     "What a label means. Raises `InputError` for an unknown name, a number without an order or outside of it."
     if isinstance(label, str): return LABEL_NAMES[check_choice(label, LABEL_NAMES, "label")]
-    number = np.asarray(label)
+    number = np.asarray(None if isinstance(label, (list, tuple, dict)) else label)
     if number.size != 1 or number.dtype.kind not in "iu": raise InputError(f"label {label!r} is neither a name nor a whole number", "Correct the list")
     code = int(number.item())
     if order is None:
@@ -74,9 +74,11 @@ class Listed(NamedTuple):
 
 
 def as_frames(
-    value, # array, tensor or numbers
+    value, # array, tensor or list of numbers
 ) -> np.ndarray: # float32 [n, d]
     "An embedding as frames. Raises `InputError` for what is no array of finite numbers, or all zeros."
+    if isinstance(value, (list, tuple)) and not all(isinstance(number, (int, float)) for number in value):
+        raise InputError("is a list of other things than numbers", "It must be an array, a tensor or a list of numbers")
     try: array = np.asarray(value)
     except (ValueError, TypeError, AttributeError) as e: raise InputError(f"is no array ({e})", "Correct the list") from e
     if array.ndim not in (1, 2) or not array.size or array.dtype.kind not in "fiuV": # V: bfloat16
@@ -133,6 +135,9 @@ class Features(NamedTuple):
     audio: FeatureStore
 
 
+def file_name(text: str) -> str: return re.sub(r"[^\w.-]+", "-", text)  # a corpus may be named anything; a file may not
+
+
 def imported_card(modality: str, size: int, name: str, corpus: str) -> EncoderCard:
     "The card of an encoder nobody told us about. It counts as having seen the corpus, until someone knows better."
     return EncoderCard(name=name, modality=modality, frame_dim=size, utterance_dim=size, pretraining="unknown: the features were imported",
@@ -152,7 +157,7 @@ def save_features(
     corpus, stores = "+".join(sorted(manifest.table.corpus.unique())), {}
     by_id = {item.row["id"]: item for item in listed}
     for modality, card in cards.items():
-        path = folder/"features"/f"{corpus}-{card.name}-{store_fingerprint(card, source, dtype)}"
+        path = folder/"features"/file_name(f"{corpus}-{card.name}-{store_fingerprint(card, source, dtype)}")
         stream = ((name, getattr(by_id[name], modality)) for name in manifest.ids)
         stores[modality] = write_store(path, card, stream, source, dtype, skipped=skipped)
     write_manifest(manifest, folder/"manifest.parquet")
@@ -215,12 +220,14 @@ def export_lists(
     table, paths = features.manifest.table, []
     if lacking := sorted(set(table.label) - set(order)):
         raise InputError(f"label {lacking[0]!r} is not in the order {', '.join(order)}", "Name every label")
+    if len({file_name(corpus) for corpus in table.corpus}) < table.corpus.nunique():
+        raise InputError("two corpora would share a file", "Export them one by one")
     groups = table.groupby([table.corpus, table.split.fillna("")], sort=True)
     for (corpus, split), part in tqdm(list(groups), desc="export", unit="list", file=sys.stderr, disable=not progress):
         columns = [embeds(store, part["id"], frames) for store in features[1:]]
         items = [{"text_embed": torch.tensor(text), "audio_embed": torch.tensor(audio), "label": torch.tensor(order.index(label))}
                  for text, audio, label in zip(*columns, part.label)]
-        path = Path(folder)/f"{corpus}_{split}.pkl".replace("_.pkl", ".pkl")
+        path = Path(folder)/f"{file_name(f'{corpus}_{split}' if split else corpus)}.pkl"
         with written(path) as temporary: temporary.write_bytes(pickle.dumps(items))
         with written(path.with_suffix(".csv")) as temporary: part.to_csv(temporary, index=False)
         paths.append(path)

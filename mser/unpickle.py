@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STORAGES', 'ARRAY_NAMES', 'TENSOR_NAMES', 'MAGIC', 'PLAIN_NAMES', 'Closed', 'Maker', 'NumberType', 'Array',
-           'StorageName', 'Storage', 'Tensor', 'ArrayUnpickler', 'read_old_torch', 'read_new_torch', 'read_any',
-           'load_pickle']
+           'StorageName', 'Storage', 'Tensor', 'check_places', 'ArrayUnpickler', 'read_old_torch', 'read_new_torch',
+           'read_any', 'load_pickle']
 
 # %% ../nbs/06c_unpickle.ipynb #b5f38eb0
-import io, math, pickle, struct, zipfile
+import io, math, pickle, pickletools, struct, zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, Callable
 
@@ -133,6 +133,16 @@ TENSOR_NAMES = {
 }
 
 # %% ../nbs/06c_unpickle.ipynb #a4e9b405
+def check_places(
+    file: BinaryIO, # at the start of a pickle; left there
+) -> None:
+    "Refuse a pickle that asks for more places in memory than it has bytes. Raises `ValueError`."
+    start = file.tell()
+    for op, place, position in pickletools.genops(file):
+        if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and place > position: raise ValueError(f"place {place:,} in a pickle of {position:,} bytes")
+    file.seek(start)
+
+
 class ArrayUnpickler(pickle.Unpickler):
     "The pickle machine with some names alone. Raises `InputError` for any other."
     def __init__(self,
@@ -141,7 +151,7 @@ class ArrayUnpickler(pickle.Unpickler):
         storage: Callable[..., Storage] = _only_named, # makes a storage of its description in a file of PyTorch
     ):
         super().__init__(file, encoding="latin1")
-        self.names, self.storage = names, storage
+        self.file, self.names, self.storage = file, names, storage
 
     def find_class(self, module: str, name: str) -> Closed:
         if (module, name) in self.names: return self.names[module, name]
@@ -149,6 +159,10 @@ class ArrayUnpickler(pickle.Unpickler):
                          "Get the features from someone you trust, or extract them yourself")
 
     def persistent_load(self, description: tuple) -> Storage: return self.storage(*description)
+
+    def load(self) -> Any:
+        check_places(self.file)
+        return super().load()
 
 # %% ../nbs/06c_unpickle.ipynb #729d3d43
 MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
