@@ -8,7 +8,7 @@ __all__ = ['DTYPES', 'FORMAT', 'SEAL', 'OPEN_SHARDS', 'SLACK', 'check_encoded', 
            'index_shards', 'finish_store', 'write_store', 'neighbours_end', 'group_starts', 'average_frames']
 
 # %% ../nbs/06_store.ipynb #9d9f1602
-import errno, io, json, sys, time
+import errno, json, sys, time
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice

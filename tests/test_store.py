@@ -7,7 +7,6 @@ from hypothesis import given, settings, strategies as st
 
 from mser.core import InputError, digest, digest_file, write_json
 from mser.encoders.base import Encoded, EncoderCard
-from mser.features import extract
 from mser.manifest import make_manifest
 from mser.store import DTYPES, FORMAT, SEAL, FeatureStore, average_frames, group_starts, shard_path, write_store
 
