@@ -23,7 +23,7 @@ corpus_app = typer.Typer(name="corpus", no_args_is_help=True, rich_markup_mode="
 _Corpora = Annotated[Optional[list[str]], typer.Option("--corpus", metavar="NAME=PATH", help="A corpus and its folder, or any name and a manifest (CSV, Parquet). "
                      "May be given several times. Without it: the simulated corpora. [cyan]mser corpora[/cyan] lists the names.")]
 _Protocol = Annotated[Optional[str], typer.Option(metavar="NAME", help="How utterances are split: loso, loso-session, sessions-3-1-1, speaker-kfold, "
-                      "speaker-split, random, official (the manifest's column split) or folds (its column fold). Default: the corpus's own.")]
+                      "speaker-split, random, official (the manifest's column split) or folds (its folds). Default: the corpus's own.")]
 _LabelSet = Annotated[Optional[str], typer.Option(metavar="NAME", help="Which emotions count: 4, 4-strict, 5, 6, cremad-6, meld-7, emodb-7. "
                       "Default: the corpus's own.")]
 _Seed = Annotated[int, typer.Option(min=0, help="For protocols and budgets that draw.")]

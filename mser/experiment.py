@@ -88,7 +88,7 @@ class Experiment:
     def split_shown(self) -> str:
         "What the scores of this experiment are read off."
         share = "" if len(self.folds) == self.splits.n_folds else f" ({len(self.folds)} of {self.splits.n_folds} folds)"
-        return f"test, {PROTOCOLS[self.splits.protocol].title}{share}"
+        return f"test, {self.splits.title}{share}"
 
     @property
     def data(self) -> DataSpec:

@@ -9,7 +9,7 @@ __all__ = ['PARTS', 'PART_NAMES', 'PROTOCOLS', 'Splits', 'validation_speakers', 
            'make_splits']
 
 # %% ../nbs/03_protocols.ipynb #f1c3a372
-import json, warnings
+import json, re, warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -265,10 +265,13 @@ def official_split(manifest: Manifest, seed: int) -> Iterator[np.ndarray]:
 
 
 def published_folds(manifest: Manifest, seed: int) -> Iterator[np.ndarray]:
-    "Each value of the manifest's further column `fold` is tested once; validation is cut from training."
+    "The folds that a manifest carries, in columns `fold_1`, `fold_2`... or in one column `fold`; validation is cut from training when there is none."
+    in_order = lambda names: sorted(names, key=lambda name: (len(str(name)), str(name)))  # fold_2 before fold_10
+    numbered = in_order(c for c in manifest.table if re.fullmatch(r"fold_\d+", c))
+    for name in numbered: yield with_validation(manifest.table, groups_of(manifest, name, 2, "folds").to_numpy(), seed)
+    if numbered: return
     folds = groups_of(manifest, "fold", 2, "folds")
-    for fold in sorted(folds.unique(), key=lambda fold: (len(str(fold)), str(fold))):
-        yield with_validation(manifest.table, np.where(folds == fold, "test", "train"), seed)
+    for fold in in_order(folds.unique()): yield with_validation(manifest.table, np.where(folds == fold, "test", "train"), seed)
 
 # %% ../nbs/03_protocols.ipynb #310f57b1
 class Protocol(NamedTuple):

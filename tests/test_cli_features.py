@@ -4,18 +4,11 @@ import os, pickle, subprocess, sys
 import numpy as np, pandas as pd, pytest, torch
 
 import mser.cli
-from mser.cli_features import features_app
 from mser.corpora.emodb import emodb
 from mser.manifest import read_manifest, write_manifest
 from mser.store import FeatureStore
 
-LAUNCH = """
-import sys, mser.cli
-from mser.cli_features import features_app
-sys.argv[0] = "mser"
-if not any(group.name == "features" for group in mser.cli.app.registered_groups): mser.cli.app.add_typer(features_app, name="features")
-mser.cli.main()
-"""
+LAUNCH = "import sys; from mser.cli import main; sys.argv[0] = 'mser'; main()"
 
 
 def run(*arguments, cwd):
@@ -37,7 +30,6 @@ def refused(code, stderr, *parts):
 @pytest.fixture
 def here(monkeypatch, capfd):
     "The command in this process, which is faster: exit code and stderr."
-    if not any(group.name == "features" for group in mser.cli.app.registered_groups): mser.cli.app.add_typer(features_app, name="features")
     def call(*arguments, cwd):
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", ["mser", "features", *map(str, arguments)])

@@ -49,7 +49,7 @@ CORPORA = {c.name: c for c in [
     Corpus("cremad-multimodal", "CREMA-D, as heard and seen", *_CREMAD, partial(cremad, perceived="multimodal")),
     Corpus("meld", "MELD", "meld-7", "official", "labels GPL 3; clips belong to the makers of the series",
            "Poria et al. (2019), MELD: A Multimodal Multi-Party Dataset for Emotion Recognition in Conversations, ACL", meld),
-    Corpus("emobox", "a corpus of EmoBox", "all", "emobox", "the corpus's own; lists MIT",
+    Corpus("emobox", "a corpus of EmoBox", "all", "folds", "the corpus's own; lists MIT",
            "Ma et al. (2024), EmoBox: Multilingual Multi-corpus Speech Emotion Recognition Toolkit and Benchmark, Interspeech", emobox),
     Corpus("sim-iemocap", "IEMOCAP-like (simulated)", "4", "loso-session", *_SIMULATED_TERMS, None),
     Corpus("sim-cremad", "CREMA-D-like (simulated)", "4", "speaker-kfold", *_SIMULATED_TERMS, None),
