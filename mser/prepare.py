@@ -63,7 +63,7 @@ def simulated_store(simulation: Simulation, modality: str, folder: Path) -> Feat
     card = EncoderCard(name=f"simulated-{modality}", modality=modality, frame_dim=dim, utterance_dim=dim,
                        pretraining="none: drawn from the generative model of notebook 02b", licence="MIT", settings=config.model_dump(mode="json"))
     stream = ((i, Encoded(frames, utterance)) for i, frames, utterance in getattr(simulation, modality)())
-    return write_store(path, card, stream, source=simulation.manifest.fingerprint)
+    return write_store(path, card, stream, source=simulation.manifest.fingerprint, shard_size=128)  # a shard is held in memory
 
 
 def prepare_simulated(

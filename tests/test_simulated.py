@@ -47,6 +47,23 @@ def test_sequence_form_is_streamed():
     assert found["peak"] <= 2048 * MIB, found
 
 
+STORE = """
+import json, resource, sys, tempfile
+from mser.corpora.simulated import SIMULATED
+from mser.prepare import prepare_simulated
+config = SIMULATED["sim-iemocap"].model_copy(update={"form": "sequence", "scale": 0.2, "frame_rate": 50.0})
+with tempfile.TemporaryDirectory() as root:
+    audio = prepare_simulated(config, root).audio
+    print(json.dumps({"frames": audio.n_frames, "bytes": audio.n_bytes, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+"""
+
+
+def test_sequence_form_goes_to_a_feature_store_shard_by_shard():
+    found = json.loads(subprocess.run([sys.executable, "-c", STORE], capture_output=True, text=True, check=True).stdout)
+    assert found["frames"] > 200_000 and found["bytes"] > 1000 * MIB
+    assert found["peak"] <= 1024 * MIB, found  # a shard at a time, not a corpus
+
+
 def test_passes_are_independent_of_each_other():
     corpus = simulate(SIMULATED["sim-iemocap"].model_copy(update={"scale": 0.01, "form": "sequence"}))
     together = list(zip(corpus.text(), corpus.audio()))  # two passes, interleaved
