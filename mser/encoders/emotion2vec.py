@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'LABELS', 'REMEDY', 'EMOBOX', 'KNOWN', 'architecture', 'undi
            'make_card', 'Emotion2vecEncoder']
 
 # %% ../../nbs/05c_emotion2vec.ipynb #5fb4119e
-import ast, io, json, logging, random, re, warnings
+import io, logging, random, re, warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Iterator, Sequence
@@ -16,7 +16,7 @@ from typing import Any, Iterator, Sequence
 import numpy as np, torch, torch.nn.functional as F, yaml
 from torch import nn
 
-from ..core import InputError, check_choice, whole_file, write_json
+from ..core import InputError, whole_file, write_json
 from .base import EncoderCard
 from .networks import MAX_SECONDS, SpeechNetwork, find_model, receptive_field, weights_digest
 

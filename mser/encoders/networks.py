@@ -8,7 +8,7 @@ __all__ = ['DESCRIPTIONS', 'WEIGHTS', 'PRECISIONS', 'SPEECH_CONVOLUTIONS', 'BATC
            'receptive_field', 'SpeechNetwork']
 
 # %% ../../nbs/05_networks.ipynb #5dcbe234
-import re, warnings
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ with warnings.catch_warnings():  # in a notebook tqdm warns that its bars will b
     from transformers.utils import logging
 
 from ..core import InputError, check_choice, digest, digest_file
-from .base import Encoded, EncoderCard, batches_by_length, check_clip
+from .base import Encoded, EncoderCard, batches_by_length, check_duration
 
 # %% ../../nbs/05_networks.ipynb #9b8ec69c
 DESCRIPTIONS = ("*.json", "*.yaml", "*.txt", "*.model")  # files that describe a model
@@ -194,7 +194,7 @@ class SpeechNetwork:
         items: Sequence[np.ndarray], # float32 [n] each, mono, at the card's sampling rate
     ) -> list[Encoded]: # frames [n_frames, D] and their mean, of each, in order
         "Encode clips in batches of like length. Raises `InputError` for one that is too short or too long."
-        for samples in items: check_clip(samples, self.card)
+        for samples in items: check_duration(len(samples)/self.card.sample_rate, self.card)
         encoded = [None]*len(items)
         for batch in self.batches([len(samples) for samples in items]):
             for i, frames in zip(batch, self.hidden([items[i] for i in batch])): encoded[i] = Encoded(frames, frames.mean(axis=0))

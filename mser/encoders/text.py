@@ -69,11 +69,11 @@ class TextEncoder:
         self.max_length, self.pooling, self.batch_size = max_length, pooling, batch_size
         most = longest_input(self.tokenizer, network)
         if not 3 <= max_length <= most: raise InputError(f"max_length {max_length} is not possible", f"Use 3 to {most}", folder)
-        self.card = self.make_card(name or re.sub(r"[^\w.-]+", "-", Path(model).name), folder)
+        self.card = self.make_card(name or re.sub(r"[^\w.@-]+", "-", Path(model).name), folder)
 
     def make_card(self, name: str, folder: Path) -> EncoderCard:
         "Count the parameters, digest the weights and tell what is known of the training data."
-        pretraining, licence = KNOWN.get(name, ("unknown: see the model's own card", "unknown: see the model's own card"))
+        pretraining, licence = KNOWN.get(name.split("@")[0], ("unknown: see the model's own card", "unknown: see the model's own card"))
         width = self.network.config.hidden_size
         return EncoderCard(
             name=name, modality="text", frame_dim=width, utterance_dim=width, pretraining=pretraining, licence=licence,
