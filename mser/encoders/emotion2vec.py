@@ -18,7 +18,7 @@ from torch import nn
 
 from ..core import InputError, whole_file, write_json
 from .base import EncoderCard
-from .networks import MAX_SECONDS, SpeechNetwork, find_model, receptive_field, weights_digest
+from .networks import MAX_SECONDS, SpeechNetwork, find_model, receptive_field, weight_files, weights_digest
 
 # %% ../../nbs/05c_emotion2vec.ipynb #6a487bea
 SIZES = {  # width, prenet blocks, main blocks, heads
@@ -115,12 +115,15 @@ def find_emotion2vec(
 ) -> Path: # folder with the model's files
     "Find an emotion2vec model on this machine, or download it once. Raises `InputError`."
     if Path(model).is_dir() or not str(model).startswith("iic/"): return find_model(model, REMEDY, "audio encoder")
-    reason = ""
-    with undisturbed():
-        from modelscope.hub.snapshot_download import snapshot_download
-        for offline in (True, False):
-            try: return Path(snapshot_download(str(model), local_files_only=offline, allow_patterns=["*.json", "*.yaml", "*.txt", "*.pt"]))
-            except Exception as e: reason = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")  # its errors share no base class
+    wanted = dict(model_id=str(model), allow_patterns=["*.json", "*.yaml", "*.txt", "*.pt"])
+    try:
+        with undisturbed():
+            from modelscope.hub.snapshot_download import snapshot_download
+            folder = Path(snapshot_download(**wanted, local_files_only=True))
+        if weight_files(folder): return folder
+    except Exception: pass  # not here yet; its errors share no base class
+    try: return Path(snapshot_download(**wanted))
+    except Exception as e: reason = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")
     raise InputError(f"audio encoder {str(model)!r} cannot be downloaded ({reason})", REMEDY)
 
 

@@ -77,7 +77,7 @@ def load_parts(
 ) -> tuple[Any, PreTrainedModel]: # the part and the network, in evaluation mode and float32
     "Load a network and what prepares its input, from files alone. Raises `InputError` when they are damaged or do not belong together."
     try:
-        with quiet():
+        with quiet(), torch.random.fork_rng(devices=[]):  # the library draws the numbers that the file then replaces
             first = part(folder, local_files_only=True)
             network, report = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
