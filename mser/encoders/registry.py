@@ -38,7 +38,7 @@ def bert(**options) -> Encoder:
 
 
 def egemaps(**options) -> Encoder:
-    "openSMILE's emotion features. It has no options: a device or precision is refused."
+    "openSMILE's emotion features, always on the processor. Raises `InputError` for any other option."
     from mser.encoders.audio import EgemapsEncoder
     if chosen := sorted(set(options) - {"name", "device"}): raise InputError(f"egemaps has no {chosen[0]}", "Use egemaps")
     return EgemapsEncoder()

@@ -74,11 +74,13 @@ def main() -> None:
         vectors, wall, cpu = ({name: [] for name in ways} for _ in range(3))
         warm_up = corpus.where(np.arange(len(corpus)) < 2)
         for way in ways.values(): way(warm_up, Path(d)/"warm-up")
-        for k in tqdm(range(0, len(corpus), args.block), desc="blocks"):
+        bar = tqdm(range(0, len(corpus), args.block), desc="blocks")
+        for k in bar:
             block = corpus.where((np.arange(len(corpus))//args.block) == k//args.block)
             for name, way in ways.items():
                 got, seconds, busy = stopwatch(way, block, Path(d)/"features")
                 for held, value in ((vectors, got), (wall, seconds), (cpu, busy)): held[name].append(value)
+            bar.set_postfix({f"{name}, s": f"{sum(seconds):.0f}" for name, seconds in wall.items()})
     vectors = {name: np.concatenate(v) for name, v in vectors.items()}
     reference, sound = vectors["funasr generate()"], corpus.table.duration.sum()
     def cosine(v): return (v*reference).sum(1)/np.linalg.norm(v, axis=1)/np.linalg.norm(reference, axis=1)
