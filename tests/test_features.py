@@ -2,13 +2,14 @@
 import json, os, shutil, signal, struct, subprocess, sys, time
 from pathlib import Path
 
-import numpy as np, pandas as pd, psutil, pytest, soundfile as sf
+import av, numpy as np, pandas as pd, psutil, pytest, soundfile as sf
 from hypothesis import given, settings, strategies as st
 
 from mser.audio import load_audio
 from mser.core import InputError
 from mser.encoders.audio import EgemapsEncoder
 from mser.encoders.base import Encoded, EncoderCard, batches_by_length
+from mser.encoders.emotion2vec import Emotion2vecEncoder, architecture, save_random
 from mser.features import extract
 from mser.manifest import make_manifest, read_manifest, write_manifest
 from mser.store import FeatureStore, average_frames, write_store
@@ -102,6 +103,86 @@ def test_bad_recording_stops_or_is_listed(tmp_path):
     with pytest.raises(InputError, match="1 utterances could not be encoded"): extract(corpus, EgemapsEncoder(), tmp_path/"f", progress=False)
     (tmp_path/"c03.wav").unlink()
     assert [s.item for s in extract(corpus, EgemapsEncoder(), tmp_path/"f", skip_bad=True, progress=False).skipped] == ["c02", "c03"]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    "A small emotion2vec with random weights."
+    folder = save_random(tmp_path_factory.mktemp("model")/"tiny", architecture(width=32, prenet=1, depth=2, heads=4, conv_dim=16, groups=4, decoder_dim=16))
+    return Emotion2vecEncoder(folder, device="cpu")
+
+
+def voice(seconds, rate, seed=0):
+    t = np.arange(int(rate*seconds))/rate
+    return (0.1*sum(np.sin(2*np.pi*k*(110 + 20*seed)*t)/k for k in range(1, 10)) + 0.002*np.random.default_rng(seed).standard_normal(len(t))).astype(np.float32)
+
+
+def write_film(path):
+    "An mp4 with a picture and no sound."
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 64
+        film.mux([*stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")), *stream.encode(None)])
+
+
+def make_zoo(folder):
+    "Recordings of every kind, good and bad: file name to what a refusal says, or None."
+    for rate in (8_000, 44_100, 48_000): sf.write(folder/f"rate{rate}.wav", voice(0.7, rate), rate)
+    for name, subtype in (("bits8", "PCM_U8"), ("bits24", "PCM_24")): sf.write(folder/f"{name}.wav", voice(0.5, 16_000, 1), 16_000, subtype=subtype)
+    sf.write(folder/"stereo.wav", np.stack([voice(0.6, 16_000, 2)]*2, axis=1), 16_000)
+    for kind in ("mp3", "flac"): sf.write(folder/f"{kind}.{kind}", voice(1, 16_000, 3), 16_000)
+    sf.write(folder/"silent.wav", np.zeros(8_000), 16_000)
+    sf.write(folder/"cut.wav", voice(1, 16_000), 16_000)
+    (folder/"cut.wav").write_bytes((folder/"cut.wav").read_bytes()[:9_000])
+    (folder/"empty.wav").touch()
+    sf.write(folder/"nan.wav", np.r_[voice(1, 16_000), np.nan].astype(np.float32), 16_000, subtype="FLOAT")
+    sf.write(folder/"tenminutes.wav", np.zeros(600*8_000), 8_000, subtype="PCM_U8")
+    sf.write(folder/"blink.wav", voice(0.02, 16_000), 16_000)
+    write_film(folder/"film.mp4")
+    refused = {"cut.wav": "truncated", "empty.wav": "0 bytes", "nan.wav": "NaN", "tenminutes.wav": "600.0 s is longer than the 60 s", "blink.wav": "0.020 s is too short",
+               "film.mp4": "no sound track"}
+    return {p.name: refused.get(p.name) for p in sorted(folder.iterdir())}
+
+
+def zoo_manifest(folder, names):
+    return make_manifest(pd.DataFrame({"id": [n.split(".")[0] for n in names], "corpus": "zoo", "audio": names, "text": "", "label": "neutral", "speaker": "s"}), root=folder)
+
+
+def test_a_network_extracts_every_kind_of_recording(network, tmp_path):
+    (tmp_path/"zoo").mkdir()
+    zoo = make_zoo(tmp_path/"zoo")
+    store = extract(zoo_manifest(tmp_path/"zoo", list(zoo)), network, tmp_path/"f", skip_bad=True, shard_size=6, progress=False)
+    assert sorted(store.ids) == sorted(n.split(".")[0] for n, why in zoo.items() if why is None)
+    reasons = {s.item: s.reason for s in store.skipped}
+    for name, why in zoo.items():
+        if why: assert why in reasons[name.split(".")[0]] and str(tmp_path/"zoo"/name) in reasons[name.split(".")[0]]
+        else: np.testing.assert_allclose(store.frames(name.split(".")[0]), network.encode([load_audio(tmp_path/"zoo"/name)])[0].frames, atol=1e-4)
+    assert store.silent == ["silent"] and store.verify() == []
+
+
+def test_a_ten_minute_clip_is_refused_before_it_is_decoded(network, tmp_path):
+    make_zoo(tmp_path)
+    memory = psutil.Process().memory_info().rss
+    with pytest.raises(InputError, match=r"tenminutes.wav: a clip of 600.0 s is longer.*Cut it into utterances, or pass --skip-bad"):
+        extract(zoo_manifest(tmp_path, ["tenminutes.wav"]), network, tmp_path/"f", progress=False)
+    assert psutil.Process().memory_info().rss - memory < 30e6  # decoded it takes 38 MB, and the attention over it 57 GB
+    frames, = EgemapsEncoder().encode([np.zeros(16_000*90, np.float32)])  # a feature set takes any length
+    assert len(frames.frames) > 8_000
+
+
+def test_a_network_gives_the_same_bytes_after_a_kill_and_with_workers(network, corpus, tmp_path):
+    whole = extract(corpus, network, tmp_path/"whole", shard_size=5, progress=False)
+    for name in whole.ids: np.testing.assert_allclose(whole.frames(name), network.encode([load_audio(corpus.root/f"{name}.wav")])[0].frames, atol=1e-4)
+    path = Path(shutil.copytree(whole.path, tmp_path/"again"/whole.path.name))
+    for name in ("store.json", "index.parquet", "shard-00001.safetensors", "shard-00003.safetensors"): (path/name).unlink()
+    resumed = extract(corpus, network, tmp_path/"again", shard_size=5, workers=2, progress=False)
+    assert content(resumed.path) == content(whole.path)
+
+
+def test_progress_counts_every_recording(network, corpus, tmp_path, capsys):
+    bad = [*(f"{i}.wav" for i in corpus.ids[:5]), "missing.wav"]
+    extract(zoo_manifest(corpus.root, bad), network, tmp_path, shard_size=4, skip_bad=True)
+    assert "6/6" in capsys.readouterr().err
 
 
 class Faulty:
