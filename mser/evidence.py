@@ -36,8 +36,8 @@ class Case(Value):
 
 
 CORPUS = {"scale": 0.15, "form": "sequence", "text_dim": 32, "audio_dim": 32, "frame_rate": 3.0}
-PRESET = Preset(name="evidence", model={"hidden_dim": 48, "n_heads": 4, "n_layers": 1, "dropout": 0.1, "input_dropout": 0.1, "projection_dim": 32},
-                train=TrainConfig(batch_size=32, lr=2e-4, epochs=12, patience=6))
+PRESET = Preset(name="evidence", model={"hidden_dim": 48, "n_heads": 4, "n_layers": 1, "dropout": 0.0, "input_dropout": 0.2, "projection_dim": 32},
+                train=TrainConfig(batch_size=32, lr=2e-4, epochs=10, patience=6))
 
 
 def corpus_of(
@@ -96,18 +96,17 @@ def trial(case: Case, mode: str, seed: int, root: Path) -> Trial:
 # %% ../nbs/26_evidence.ipynb #97d08498
 def run_trials(
     cases: Sequence[Case],
-    mode: str = "sequence", # or "pooled"
-    seeds: int = 5, # corpora and initial weights per case
+    seeds: dict[str, int] = {"sequence": 5}, # corpora and initial weights per case, for each input mode
     root: str | Path | None = None, # the workspace; None for data/evidence in the project
     workers: int = 2, # processes
     progress: bool = False, # show a bar
-) -> list[Trial]: # every case with every seed
+) -> list[Trial]: # every case with every seed, mode by mode
     "Train what is not there yet. Raises `InputError` for two cases of one name."
     if len({c.name for c in cases}) < len(cases): raise InputError("two cases have one name", "Give each its own")
     root = project_root()/"data"/"evidence" if root is None else Path(root)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root/".lock"), process_pool(workers) as pool:
-        trials = [trial(case, mode, seed, root) for case in cases for seed in range(seeds)]
+        trials = [trial(case, mode, seed, root) for mode, n in seeds.items() for case in cases for seed in range(n)]
         specs = [t.spec for t in trials]
         run_many(specs, root, pool, [s.hash for s in specs], progress)
     return trials
