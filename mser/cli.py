@@ -63,7 +63,8 @@ def reproduce(
     out: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Where everything goes. Default: a folder under data/ named after the corpora.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that compute at the same time. Results do not depend on it.")] = 2,
     text_encoder: Annotated[str, typer.Option(help="minilm (needs no download), bert, a Hugging Face id, or a folder with a transformers model.")] = "minilm",
-    audio_encoder: Annotated[str, typer.Option(help="egemaps (needs no download).")] = "egemaps",
+    audio_encoder: Annotated[str, typer.Option(metavar="NAME", help="egemaps (needs no download), a speech network such as emotion2vec_plus_large or wavlm-base (notebook 05z has the list), a hub id, or a folder. "
+        "Add @bf16 for speed, @layer9 for another layer.")] = "egemaps",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without unusable utterances; the report lists them with the reason.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier features and runs in the output folder and compute everything again.")] = False,
 ):
@@ -116,7 +117,8 @@ def predict(
     text: Annotated[str, typer.Option(help="What is said in it.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The output folder of `mser reproduce` whose trained model is used.")],
     run: Annotated[Optional[str], typer.Option(metavar="HASH", help="Which run in it. Default: the newest whose weights were kept.")] = None,
-    text_encoder: Annotated[Optional[str], typer.Option(metavar="DIR", help="Needed when the corpus was encoded by a model from a folder.")] = None,
+    text_encoder: Annotated[Optional[str], typer.Option(metavar="DIR", help="Needed when the text was encoded by a model from a folder.")] = None,
+    audio_encoder: Annotated[Optional[str], typer.Option(metavar="DIR", help="Needed when the audio was encoded by a model from a folder.")] = None,
 ):
     """Apply a trained model to a new recording.
 
@@ -125,7 +127,7 @@ def predict(
       mser predict clip.wav --text "I can't believe it" --out data/reproduce-emodb
     """
     from mser.predict import Predictor
-    predicted = Predictor(out, run, text_encoder)(audio, text)
+    predicted = Predictor(out, run, text_encoder, audio_encoder)(audio, text)
     table = Table("class", "probability")
     for name, p in predicted.probabilities.sort_values(ascending=False).items(): table.add_row(name, f"{p:.3f}")
     console = Console()

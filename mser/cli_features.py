@@ -56,7 +56,8 @@ def extract(
     corpus: Annotated[str, typer.Argument(metavar="NAME=PATH", help="A corpus and its folder, or any name and a manifest (CSV, Parquet). "
         "[cyan]mser corpora[/cyan] lists the names.")],
     text_encoder: Annotated[Optional[str], typer.Option(metavar="NAME", help="minilm, bert, a Hugging Face id, or a folder with a transformers model.")] = None,
-    audio_encoder: Annotated[Optional[str], typer.Option(metavar="NAME", help="egemaps, or another audio encoder.")] = None,
+    audio_encoder: Annotated[Optional[str], typer.Option(metavar="NAME", help="egemaps (needs no download), a speech network such as emotion2vec_plus_large or wavlm-base (notebook 05z has the list), a hub id, or a folder. "
+        "Add @bf16 for speed, @layer9 for another layer.")] = None,
     out: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Where manifests/ and features/ go. "
         "Default: the folder under data/ that mser reproduce uses.")] = None,
     dtype: Dtype = DtypeName.float32,

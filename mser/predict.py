@@ -44,7 +44,7 @@ def encoder_of(
         raise InputError("the model was trained on simulated features", "Reproduce on a real corpus first", store.path)
     encoder = load_encoder(name or store.card.name, store.card.modality)
     if encoder.card.fingerprint != store.card.fingerprint:
-        raise InputError(f"{encoder.card.name} is not the encoder that made them", "Name the same model folder: --text-encoder DIR", store.path)
+        raise InputError(f"{encoder.card.name} is not the encoder that made them", f"Name the same model folder: --{store.card.modality}-encoder DIR", store.path)
     return encoder
 
 
@@ -54,6 +54,7 @@ class Predictor:
         root: str | Path, # the output folder of a reproduction
         run: str | None = None, # which run; None for the newest whose weights were kept
         text_encoder: str | None = None, # needed when the corpus was encoded by a model from a folder
+        audio_encoder: str | None = None, # the same for audio
     ):
         root, kept = Path(root), kept_runs(root)
         if not kept: raise InputError("no run with kept weights", "Run: mser reproduce --corpus NAME=PATH", root)
@@ -61,7 +62,7 @@ class Predictor:
         self.model = (store := RunStore(root/"runs")).model(self.run)
         self.data = store.spec(self.run).data
         self.stores = [FeatureStore(root/"features"/name) for name in (self.data.text, self.data.audio)]
-        self.text, self.audio = (encoder_of(s, name) for s, name in zip(self.stores, (text_encoder, None)))
+        self.text, self.audio = (encoder_of(s, name) for s, name in zip(self.stores, (text_encoder, audio_encoder)))
 
     def _tensor(self, encoded: Encoded, store: FeatureStore) -> torch.Tensor: # [1, n, D]
         if self.data.mode == "pooled": return torch.from_numpy(encoded.utterance)[None, None]

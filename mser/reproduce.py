@@ -164,8 +164,9 @@ def reproduce(
 
 # %% ../nbs/32_reproduce.ipynb #07450310
 def _absolute(name: str | None) -> str | None:
-    "A path as the notebook's folder sees it; a name that is no path stays as it is."
-    return str(Path(name).absolute()) if name and Path(name).exists() else name
+    "A path as the notebook's folder sees it, with what follows an @ left alone; a name that is no path stays as it is."
+    folder, *options = name.split("@") if name and not Path(name).exists() else [name]
+    return "@".join([str(Path(folder).absolute()), *options]) if folder and Path(folder).exists() else name
 
 
 def _report_data(request: Request, executed: Sequence[Executed], seconds: float) -> dict:
