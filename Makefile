@@ -46,6 +46,7 @@ figures: reproduce  ## keep what the default run rendered in figures/, for the R
 	cp data/reproduce-simulated/tables/*.md data/reproduce-simulated/figures/*.png data/reproduce-simulated/figures/*.svg figures/
 
 readme: $(VENV)/.installed-dev  ## write README.md from nbs/index.ipynb
+	$(BIN)/python -c "from mser.publish import keep_picture; keep_picture('nbs/10_attention.ipynb', 'by_case = ', 'figures/attention.png')"
 	$(BIN)/python -c "from mser.publish import write_readme; write_readme()"
 
 lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
