@@ -319,7 +319,7 @@ class Audit:
         with pd.option_context("display.max_colwidth", None):
             return f"<b>{self.conclusion}</b>" + pd.DataFrame(self.findings, columns=["level", "subject", "finding"]).to_html(index=False, justify="left")
 
-
+# %% ../nbs/03a_audit.ipynb #5a381349
 def _unaudited(values: pd.DataFrame, recordings: pd.DataFrame | None) -> list[Finding]:
     "What could not be looked at, and why."
     unknown = [s for s in ("speaker", "session", "dialogue", "sentence") if s not in values]

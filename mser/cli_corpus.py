@@ -88,7 +88,7 @@ def _write_overlaps(audits: dict, path: Path) -> None:
     if path.suffix.lower() != ".csv": raise InputError(f"overlaps cannot be a {path.suffix or 'suffix-less'} file", "Use .csv", path)
     with whole_file(path) as part: pd.concat([a.overlaps.assign(corpus=name) for name, a in audits.items()]).to_csv(part, index=False)
 
-
+# %% ../nbs/41_cli_corpus.ipynb #e4a8cfeb
 @corpus_app.command()
 def audit(
     corpus: _Corpora = None,

@@ -218,7 +218,7 @@ def find_store(
     found = [s.path for s in stores if s.card.modality == modality and ids <= {*s.ids, *(item for item, _ in s.skipped)}]
     return the_one(found, folder, f"{modality} store", f"--{modality}")
 
-
+# %% ../nbs/42_cli_features.ipynb #41903fd9
 def find_features(
     folder: Path, # of an import, or a workspace
     manifest: Path | None = None, # instead of the one in the folder

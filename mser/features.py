@@ -83,7 +83,7 @@ def read_clip(
         return samples
     except InputError as e: return named(e, path)
 
-
+# %% ../nbs/06a_features.ipynb #0aa88839
 def encode_clips(
     encoder: BatchEncoder, # for audio
     clips: Sequence[np.ndarray | InputError], # from `read_clip`

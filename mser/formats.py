@@ -53,7 +53,7 @@ def add_array(
         np.lib.format.write_array_header_2_0(f, {"descr": kind, "fortran_order": False, "shape": shape})
         for part in parts: f.write(np.ascontiguousarray(part, kind).tobytes())
 
-
+# %% ../nbs/06d_formats.ipynb #4bbaea17
 def add_modality(
     archive: zipfile.ZipFile, # the NPZ file
     modality: str, # "text" or "audio"
@@ -270,7 +270,7 @@ def encoded_rows(
         frames = np.split(flat.flatten().to_numpy().reshape(len(flat), -1), ends[:-1])
     return map(Encoded, frames, vectors, *(batch[f"{modality}_{mark}"].to_pylist() for mark in MARKS))
 
-
+# %% ../nbs/06d_formats.ipynb #e07f9c15
 def listed_rows(
     batch: pa.RecordBatch, # rows of a dataset
     names: Sequence[str], # of the classes

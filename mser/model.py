@@ -260,9 +260,7 @@ class MultimodalSER(nn.Module, SavedModel, coders={ModelConfig: (lambda c: c.mod
             attention.append(weights)
         t, a = masked_mean(t, text_mask), masked_mean(a, audio_mask)  # [B, D]
         fused, gates = self.fusion(t, a)
-        return SEROutput(self.class_head(fused), self.vad_head(fused), fused, gates,
-                         *self._contrasted(*((t, a) if self.config.micl_on == "mixed" else unmixed)),
+        compared_t, compared_a = (t, a) if self.config.micl_on == "mixed" else unmixed
+        z_text, z_audio = (self.text_head(compared_t), self.audio_head(compared_a)) if self.config.micl else (None, None)
+        return SEROutput(self.class_head(fused), self.vad_head(fused), fused, gates, z_text, z_audio,
                          both_present(text_mask, audio_mask), tuple(attention) if need_attention else None)
-
-    def _contrasted(self, t: Tensor, a: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return (self.text_head(t), self.audio_head(a)) if self.config.micl else (None, None)

@@ -102,7 +102,7 @@ def read_index(
         raise InputError("was changed after it was written", "Delete store.json beside it and extract again: whole shards are kept", path)
     return pd.read_parquet(path)
 
-
+# %% ../nbs/06_store.ipynb #827233ff
 class FeatureStore:
     "Features of a corpus by one encoder, memory-mapped. Raises `InputError` when the folder is no finished store."
     def __init__(self,

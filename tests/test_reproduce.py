@@ -125,7 +125,7 @@ def test_protocol_and_label_set_are_one_flag_each(undisturbed, small_emodb, tmp_
     assert done.returncode == 0, done.stderr
     markdown = (out/"tables"/"in_domain-emodb.md").read_text()
     assert "4 classes" in markdown and "speakers shared" in markdown and not table(out).equals(before)
-    assert "LEAK" in (out/"notebooks"/"in_domain.ipynb").read_text()
+    assert "Leaks: speaker" in (out/"notebooks"/"in_domain.ipynb").read_text()
 
 
 def test_empty_folder(tmp_path):

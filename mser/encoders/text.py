@@ -49,7 +49,7 @@ KNOWN = {  # what the authors of a model say it was trained on, and its licence
     "minilm": ("1.17 billion pairs of English sentences, from web, question-answer and caption data (all-MiniLM-L6-v2)", "Apache-2.0"),
 }
 
-
+# %% ../../nbs/05a_text.ipynb #e32c9c98
 class TextEncoder:
     "Any transformer encoder: its tokens as frames, [CLS] or the mean as the utterance vector. Raises `InputError`."
     def __init__(self,
