@@ -44,15 +44,14 @@ class DomainClassifier(nn.Module):
     def __init__(self,
         dim: int, # size of the features
         hidden_dim: int = 128, # size of the hidden layer
-        n_domains: int = 2, # number of corpora
     ):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, n_domains))
+        self.layers = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 2))
 
     def forward(self,
         x: Tensor, # features [B, D]
         scale: float = 1.0, # reversal strength
-    ) -> Tensor: # domain logits [B, n_domains]
+    ) -> Tensor: # logits of source and target [B, 2]
         return self.layers(gradient_reverse(x, scale))
 
     def loss(self,

@@ -133,7 +133,7 @@ def cast(
     for number, who in enumerate(_speakers(config)):
         g = _generator(config, "cast", number)
         labels = g.permutation(np.repeat(np.arange(4), who.counts))
-        rank = pd.Series(labels).groupby(labels).cumcount().to_numpy()  # the how-manieth of its class
+        rank = pd.Series(labels).groupby(labels).cumcount().to_numpy()  # its rank within its class
         turns = np.stack([g.permutation(12) for _ in CLASSES])  # [4, 12] sentences: each class says all twelve equally often
         for j in np.flatnonzero(rank < np.maximum(1, np.rint(config.scale * who.counts))[labels]):
             rows.append((f"{config.name}-{who.name}-{j:04d}", start + j, who.name, number, who.gender, who.session,
