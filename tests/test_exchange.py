@@ -191,6 +191,39 @@ def test_a_number_in_place_of_bytes_makes_no_bytes(tmp_path):
     assert "2000000000 in place of bytes" in said and megabytes < 300
 
 
+def test_an_item_that_is_named_again_and_again_fills_no_memory(tmp_path):
+    "A megabyte that unpacks to three gigabytes."
+    item = pickle.dumps({"text_embed": np.ones((2**10, 2**10), np.int8), "audio_embed": np.ones(3), "label": 0}, 2)[2:-1]
+    megabytes, said = refused_elsewhere(tmp_path/"list.pkl", b"\x80\x02](" + item + b"r\xf0\x00\x00\x00" + b"h\xf0"*800 + b"e.")
+    assert ": item 18: the embeddings up to here are more than 8 times as large as the file" in said and megabytes < 500
+
+
+def endless():
+    value = []
+    value.append(value)
+    return value
+
+
+def nested(levels):
+    value = ()
+    for _ in range(levels): value = (value,)
+    return value
+
+
+@pytest.mark.parametrize("item", [{"label": value} for value in ("x"*10**6, 10**5000, 10**100, "\n\ud800", endless(), nested(200), [[]]*10**5, {1: 2}, b"x"*10**6)] + [
+    {"text_embed": value} for value in ("x"*10**5, 10**5000, [10**5000], [10**400, 1.0], endless(), nested(200), b"x"*10**6)] + [
+    {"drop": "audio_embed", value: 1} for value in ("x"*10**6, 10**5000, nested(200))])
+def test_what_a_message_quotes_is_short(tmp_path, item):
+    items = published(2)
+    items[1] |= item
+    items[1].pop(item.get("drop"), None)
+    (tmp_path/"list.pkl").write_bytes(pickle.dumps(items))
+    with pytest.raises(InputError, match="list.pkl: item 1: ") as error: read_list(tmp_path/"list.pkl", {}, ORDER)
+    assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
+    listed, skipped = read_list(tmp_path/"list.pkl", {}, ORDER, skip_bad=True)
+    assert len(listed) == len(skipped) == 1
+
+
 AUDIT = """
 import sys
 from pathlib import Path
