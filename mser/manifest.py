@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'SCHEMA', 'MANIFEST_COLUMNS', 'REQUIRED_COLUMNS', 'EMOBOX_FIELDS', 'MANIFEST_SUFFIXES', 'check_columns',
-           'shape_columns', 'Manifest', 'make_manifest', 'to_emobox', 'from_emobox', 'read_records', 'read_manifest',
-           'write_manifest']
+           'shape_columns', 'Manifest', 'make_manifest', 'read_even', 'to_emobox', 'from_emobox', 'read_records',
+           'read_manifest', 'write_manifest']
 
 # %% ../nbs/01_manifest.ipynb #2090c235
-import csv, difflib, json
+import csv, difflib, io, json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -188,9 +188,24 @@ def make_manifest(
     table = _validate(shape_columns(table, source), source).sort_values("id").reset_index(drop=True)
     return Manifest(table, None if root is None else Path(root), tuple(skipped))
 
+# %% ../nbs/01_manifest.ipynb #b498ef02
+def read_even(
+    text: str, # a table with commas
+    path: str | Path, # where it came from, for the message
+) -> pd.DataFrame: # all columns as text
+    "Read a CSV whose rows are as long as its header. Raises `InputError` for another row or a repeated column, `ValueError` for no table."
+    try: header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if len(row) > 1 or "".join(row).strip()] or [[]]
+    except csv.Error as e: raise ValueError(str(e)) from e
+    if twice := [name for i, name in enumerate(header) if name and name in header[:i]]:
+        raise InputError(f"column {twice[0]!r} is there more than once", "Keep one of them", path)
+    for n, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise InputError(f"row {n} has length {len(row)}, the header {len(header)}", "Give it a field for each column, with quotes around commas", path)
+    return pd.read_csv(io.StringIO(text, newline=""), dtype=str, keep_default_na=False, index_col=False)
+
 # %% ../nbs/01_manifest.ipynb #3a08f55c
 def _read_csv(path: Path) -> tuple[pd.DataFrame, tuple[Skipped, ...]]:
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")  # with or without the mark that Excel writes
+    table = read_even(path.read_bytes().decode("utf-8-sig"), path)  # with or without the mark that Excel writes
     extra = [name for name in table if name not in MANIFEST_COLUMNS]
     return table.assign(**{name: table[name].replace({"": None}) for name in extra}), ()
 

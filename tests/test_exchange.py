@@ -145,7 +145,83 @@ def test_a_compressed_storage_is_refused(tmp_path):
     "A megabyte that unpacks to a gigabyte."
     with zipfile.ZipFile(io.BytesIO(torch_bytes(torch.zeros(10), True))) as old, zipfile.ZipFile(tmp_path/"bomb.pt", "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist(): new.writestr(name, old.read(name))
-    with pytest.raises(InputError, match="a compressed storage"): load_pickle(tmp_path/"bomb.pt")
+    with pytest.raises(InputError, match="a compressed member"): load_pickle(tmp_path/"bomb.pt")
+
+
+@pytest.mark.parametrize("compressed", ["data.pkl", "byteorder", "data/0"])
+def test_any_compressed_member_of_a_file_of_torch_is_refused(tmp_path, compressed):
+    with zipfile.ZipFile(io.BytesIO(torch_bytes(torch.zeros(10), True))) as old, zipfile.ZipFile(tmp_path/"bomb.pt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED if name.endswith(compressed) else zipfile.ZIP_STORED)
+        assert [m.compress_type for m in new.infolist()].count(zipfile.ZIP_DEFLATED) == 1
+    with pytest.raises(InputError, match="a compressed member"): load_pickle(tmp_path/"bomb.pt")
+
+
+REFUSE = """
+import resource, sys
+from mser.core import InputError
+from mser.exchange import read_list
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try: read_list(__import__("pathlib").Path(sys.argv[1]), {}, ("anger",))
+except InputError as e: print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)//1024, e)
+"""
+
+
+def refused_elsewhere(path, program: bytes) -> tuple[int, str]:
+    "What another process says of a list, and how many MB more it took for that; it may crash without harm to this one."
+    path.write_bytes(program)
+    done = subprocess.run([sys.executable, "-c", REFUSE, path], capture_output=True, text=True)
+    assert not done.returncode, f"exit status {done.returncode}: {done.stderr[-300:]}"
+    megabytes, said = done.stdout.split(maxsplit=1)
+    return int(megabytes), said
+
+
+@pytest.mark.parametrize("program", [b"\x80\x02}" + b")" + b"\x85"*2_000_000 + b"Ns.",  # {((((...),),),): None}
+                                     b"(" + b"("*300_000 + b"t"*300_000 + b"Nd.",
+                                     b"\x80\x02})q\x00" + b"".join(b"0h%cN\x86q%c" % (i % 2, 1 - i % 2) for i in range(200_000)) + b"Ns."],
+                         ids=["TUPLE1", "TUPLE", "by places"])
+def test_a_key_so_deep_that_its_hash_overruns_the_stack_is_refused(tmp_path, program):
+    _, said = refused_elsewhere(tmp_path/"list.pkl", program)
+    assert "more than 1,000 deep" in said and said.startswith(f"{tmp_path/'list.pkl'}: ")
+
+
+def test_a_number_in_place_of_bytes_makes_no_bytes(tmp_path):
+    call = b"\x80\x04" + word("numpy._core.numeric") + word("_frombuffer") + b"\x93(J" + (2_000_000_000).to_bytes(4, "little")
+    megabytes, said = refused_elsewhere(tmp_path/"list.pkl", b"\x80\x04]" + call[2:] + word("i1") + b"N" + word("C") + b"tR" + b"a.")
+    assert "2000000000 in place of bytes" in said and megabytes < 300
+
+
+def test_an_item_that_is_named_again_and_again_fills_no_memory(tmp_path):
+    "A megabyte that unpacks to three gigabytes."
+    item = pickle.dumps({"text_embed": np.ones((2**10, 2**10), np.int8), "audio_embed": np.ones(3), "label": 0}, 2)[2:-1]
+    megabytes, said = refused_elsewhere(tmp_path/"list.pkl", b"\x80\x02](" + item + b"r\xf0\x00\x00\x00" + b"h\xf0"*800 + b"e.")
+    assert ": item 18: the embeddings up to here are more than 8 times as large as the file" in said and megabytes < 500
+
+
+def endless():
+    value = []
+    value.append(value)
+    return value
+
+
+def nested(levels):
+    value = ()
+    for _ in range(levels): value = (value,)
+    return value
+
+
+@pytest.mark.parametrize("item", [{"label": value} for value in ("x"*10**6, 10**5000, 10**100, "\n\ud800", endless(), nested(200), [[]]*10**5, {1: 2}, b"x"*10**6)] + [
+    {"text_embed": value} for value in ("x"*10**5, 10**5000, [10**5000], [10**400, 1.0], endless(), nested(200), b"x"*10**6)] + [
+    {"drop": "audio_embed", value: 1} for value in ("x"*10**6, 10**5000, nested(200))])
+def test_what_a_message_quotes_is_short(tmp_path, item):
+    items = published(2)
+    items[1] |= item
+    items[1].pop(item.get("drop"), None)
+    (tmp_path/"list.pkl").write_bytes(pickle.dumps(items))
+    with pytest.raises(InputError, match="list.pkl: item 1: ") as error: read_list(tmp_path/"list.pkl", {}, ORDER)
+    assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
+    listed, skipped = read_list(tmp_path/"list.pkl", {}, ORDER, skip_bad=True)
+    assert len(listed) == len(skipped) == 1
 
 
 AUDIT = """

@@ -1,5 +1,5 @@
 "Properties of the manifest that examples in its notebook cannot show."
-import json, tempfile
+import csv, io, json, tempfile
 from pathlib import Path
 
 import pandas as pd, pytest
@@ -114,3 +114,32 @@ def test_a_large_manifest_takes_seconds(tmp_path):
         write_manifest(manifest, tmp_path/f"big{suffix}")
         assert read_manifest(tmp_path/f"big{suffix}").fingerprint == manifest.fingerprint
     assert tuple(manifest.table.columns) == MANIFEST_COLUMNS
+
+
+HEADER = "id,corpus,text,label,speaker"
+
+
+@pytest.mark.parametrize("lines, problem", [
+    ([HEADER, "a,c,Go, now,anger,1", "b,c,Stop,anger,2"], "row 1 has length 6, the header 5"),
+    ([HEADER, "a,c,Go, now,anger,1", "b,c,Stop, now,anger,2"], "row 1 has length 6, the header 5"),  # all alike: pandas would take the ids for an index
+    ([HEADER, "a,c,Go,anger,1,"], "row 1 has length 6, the header 5"),
+    ([HEADER, "a,c,Go,anger,1", "", "b,c,Stop,anger"], "row 2 has length 4, the header 5"),
+    ([HEADER, "a,c,Go,anger,1", '"b,c,Stop,anger,2'], "row 2 has length 1, the header 5"),
+    ([f"{HEADER},text", "a,c,Go,anger,1,Went"], "column 'text' is there more than once")])
+def test_a_csv_with_uneven_rows_or_a_repeated_column_is_refused(tmp_path, lines, problem):
+    (tmp_path/"m.csv").write_text("\n".join(lines))
+    with pytest.raises(InputError) as error: read_manifest(tmp_path/"m.csv")
+    assert str(error.value).startswith(f"{tmp_path/'m.csv'}: {problem}")
+
+
+@few
+@given(tables, st.data())
+def test_a_field_more_or_less_in_any_row_is_refused_with_its_number(table, data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/"m.csv"
+        write_manifest(make_manifest(table), path)
+        rows = list(csv.reader(io.StringIO(path.read_bytes().decode(), newline="")))
+        n = data.draw(st.integers(1, len(rows) - 1))
+        rows[n] = data.draw(st.sampled_from([rows[n][:-1], rows[n] + ["x"], rows[n][:3] + ["x"] + rows[n][3:]]))
+        with open(path, "w", newline="", encoding="utf-8") as file: csv.writer(file).writerows(rows)
+        with pytest.raises(InputError, match=rf"m\.csv: row {n} has length {len(rows[n])}, the header {len(rows[0])}"): read_manifest(path)

@@ -7,7 +7,7 @@ __all__ = ['THREADS', 'known', 'corpus_folder', 'find_files', 'read_text', 'read
            'corpus_manifest']
 
 # %% ../../nbs/02_folder.ipynb #1e193c43
-import io, sys
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Sequence
@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..core import InputError, Skipped, attempt_each
-from ..manifest import Manifest, make_manifest
+from ..manifest import Manifest, make_manifest, read_even
 
 # %% ../../nbs/02_folder.ipynb #4593afa8
 def known(
@@ -70,9 +70,10 @@ def read_table(
     path: str | Path, # a CSV file
     columns: Sequence[str], # that it must have
 ) -> pd.DataFrame: # all columns as text
-    "Read a CSV strictly. Raises `InputError` for one that is missing, empty, not UTF-8 or lacks a column."
-    text = io.StringIO(read_text(path))
-    try: table = pd.read_csv(text, dtype=str, keep_default_na=False)
+    "Read a CSV strictly. Raises `InputError` for one that is missing, empty, not UTF-8, uneven or lacks a column."
+    text = read_text(path)
+    try: table = read_even(text, path)
+    except InputError: raise
     except ValueError as e: raise InputError(f"not a CSV table ({e})", "Copy it again", path) from e
     if missing := [c for c in columns if c not in table]:
         raise InputError(f"column {missing[0]!r} is missing, there are {', '.join(table)}", "Check that this is the corpus's own table", path)
