@@ -193,7 +193,7 @@ def check_places(
         if depths.step(op, place) > LEVELS: raise ValueError(f"values in values, more than {LEVELS:,} deep")
     file.seek(start)
 
-
+# %% ../nbs/06c_unpickle.ipynb #4e57f19f
 class ArrayUnpickler(pickle.Unpickler):
     "The pickle machine with some names alone. Raises `InputError` for any other."
     def __init__(self,
