@@ -43,6 +43,7 @@ class SpeechData:
     audio_mask: Tensor | None # [N, N_a] or None in pooled mode
     labels: Tensor # [N]
     vad: Tensor # [N, 3]
+    corpus: Tensor | None = None # [N] code of the corpus of each utterance; None when there is one
 
     def __len__(self): return len(self.ids)
 
@@ -58,12 +59,21 @@ class SpeechData:
         audio, audio_mask = _select(self.audio, self.audio_mask, index)
         return Batch(text, audio, text_mask, audio_mask, self.labels[index], self.vad[index])
 
+    @classmethod
+    def concat(cls, parts: Sequence["SpeechData"]) -> "SpeechData":
+        "Several corpora as one; `corpus` says which utterance is whose."
+        if len(parts) == 1: return parts[0]
+        corpus = torch.cat([torch.full((len(p),), i) for i, p in enumerate(parts)])
+        tensors = [torch.cat([getattr(p, name) for p in parts]) if getattr(parts[0], name) is not None else None for name in
+                   ("text", "audio", "text_mask", "audio_mask", "labels", "vad")]
+        return cls(sum((p.ids for p in parts), ()), *tensors, corpus)
+
     def take(self, ids: Sequence[str]) -> "SpeechData":
         "The part of the data with these ids, in this order."
         position = {utterance: i for i, utterance in enumerate(self.ids)}
         index = torch.tensor([position[i] for i in ids], dtype=torch.long)
         cut = lambda t: None if t is None else t[index]
-        return SpeechData(tuple(ids), *(cut(t) for t in (self.text, self.audio, self.text_mask, self.audio_mask, self.labels, self.vad)))
+        return SpeechData(tuple(ids), *(cut(t) for t in (self.text, self.audio, self.text_mask, self.audio_mask, self.labels, self.vad, self.corpus)))
 
 
 def _select(values: Tensor | None, mask: Tensor | None, index: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['DECISIVE_MODULES', 'Value', 'DataSpec', 'Majority', 'LinearProbe', 'Network', 'RunSpec', 'code_fingerprint', 'Result',
-           'RunStore', 'environment', 'parts_of', 'compute', 'run', 'RunsFailed', 'run_many']
+           'RunStore', 'environment', 'parts_of', 'compute', 'run', 'RunsFailed', 'missing_runs', 'run_many']
 
 # %% ../nbs/23_runs.ipynb #681879e2
-import ast, importlib.util, json, platform, time
-from concurrent.futures import Executor, as_completed
+import ast, importlib.util, json, platform, threading, time
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Sequence, Union
+from typing import Annotated, Iterator, Literal, NamedTuple, Sequence, Union
 
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
+from .adaptation import AdaptConfig
 from .baselines import class_probabilities, linear_probe, majority
 from .core import InputError, digest, read_json, whole_file, write_json
 from .dataset import SpeechData, gather
@@ -28,7 +31,7 @@ from .manifest import Manifest, read_manifest
 from .metrics import scores
 from .model import ModelConfig, MultimodalSER
 from .protocols import Splits
-from .training import Fit, Predictions, TrainConfig, build, fit, predict
+from .training import Checkpoint, Fit, Predictions, TrainConfig, TrainingError, build, corpus_scores, fit, predict
 
 # %% ../nbs/23_runs.ipynb #b632821e
 class Value(BaseModel):
@@ -66,21 +69,46 @@ class Network(Value):
     model: ModelConfig
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
+    adapt: AdaptConfig | None = None # the term that aligns `data` with `target`
 
 
 class RunSpec(Value):
     "Everything that decides a result."
-    data: DataSpec
-    fold: int = Field(ge=0)
+    data: DataSpec # labelled; trained on, and selected on
+    fold: int = Field(ge=0) # of `data`; the other corpora take this fold modulo the number of theirs
     seed: int = Field(ge=0)
     method: Annotated[Union[Majority, LinearProbe, Network], Field(discriminator="kind")]
     code: str # fingerprint of the code that computes it
+    also: tuple[DataSpec, ...] = () # further labelled corpora, trained on together with `data`
+    target: DataSpec | None = None # the corpus that is tested instead; its training part is used without labels
+    start: Union["RunSpec", None] = None # the run whose weights this one begins with
 
     @property
     def hash(self) -> str: return digest(self.model_dump(mode="json"))
 
+    @property
+    def title(self) -> str:
+        "For messages: what is run."
+        corpora = "+".join(d.corpus for d in (self.data, *self.also)) + (f" to {self.target.corpus}" if self.target else "")
+        return f"{corpora} {self.method.kind} fold {self.fold} seed {self.seed}"
+
+    def problem(self) -> tuple[str, str] | None: # problem and remedy, or None
+        "What does not fit together."
+        first, others = self.data, [*self.also, *([self.target] if self.target else []), *([self.start.data] if self.start else [])]
+        for d in others:
+            if d.label_set.classes != first.label_set.classes:
+                return f"{d.corpus} has the classes {', '.join(d.label_set.classes)}, {first.corpus} {', '.join(first.label_set.classes)}", "Choose one label set for both"
+            if d.mode != first.mode: return f"{d.corpus} is seen {d.mode}, {first.corpus} {first.mode}", "Choose one input mode"
+        names = [d.corpus for d in (first, *self.also)]
+        if len(set(names)) < len(names): return f"{names[0]} is combined with itself", "Name each corpus once"
+        network = isinstance(self.method, Network)
+        if network and self.method.adapt and not self.target: return f"{self.method.adapt.method} without a target corpus", "Name one"
+        if self.start and not (network and isinstance(self.start.method, Network)): return "only a network can start from another run's weights", "Leave out the start"
+        if self.start and self.start.method.model != self.method.model: return f"the model differs from that of the run it starts from ({self.start.hash})", "Use its settings"
+        return None
+
 # %% ../nbs/23_runs.ipynb #2188d122
-DECISIVE_MODULES = tuple("mser." + m for m in "attention baselines contrastive dataset fusion losses metrics model runs training".split())
+DECISIVE_MODULES = tuple("mser." + m for m in "adaptation attention baselines contrastive dataset fusion losses metrics model runs training".split())
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
@@ -117,6 +145,12 @@ class RunStore:
         folder = self.folder(spec.hash)
         return (folder/"metrics.json").exists() and (not keep_model or (folder/"model.safetensors").exists())
 
+    @contextmanager
+    def lock(self, run: str) -> Iterator[None]:
+        "Let one process at a time work on a run; a process that is killed lets go."
+        self.folder(run).mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder(run)/".lock"): yield
+
     def save(self, spec: RunSpec, result: Result, seconds: float) -> None:
         "Write a finished run; the file that marks it finished comes last."
         folder = self.folder(spec.hash)
@@ -126,8 +160,17 @@ class RunStore:
         if result.model is not None: result.model.save_pretrained(folder)
         write_json(folder/"environment.json", environment() | {"seconds": round(seconds, 2)})
         write_json(folder/"metrics.json", result.metrics)
+        for name in ("checkpoint.pt", "failure.json"): (folder/name).unlink(missing_ok=True)
+
+    def fail(self, spec: RunSpec, reason: str) -> None:
+        "Note why a run cannot be finished."
+        folder = self.folder(spec.hash)
+        write_json(folder/"spec.json", spec.model_dump(mode="json"))
+        write_json(folder/"failure.json", {"reason": reason})
+        (folder/"checkpoint.pt").unlink(missing_ok=True)
 
     def hashes(self) -> list[str]: return sorted(p.parent.name for p in self.root.glob("*/metrics.json"))
+    def failures(self) -> dict[str, str]: return {p.parent.name: read_json(p)["reason"] for p in sorted(self.root.glob("*/failure.json"))}
     def spec(self, run: str) -> RunSpec: return RunSpec.model_validate(read_json(self.folder(run)/"spec.json"))
     def metrics(self, run: str) -> dict: return read_json(self.folder(run)/"metrics.json")
     def seconds(self, run: str) -> float: return read_json(self.folder(run)/"environment.json")["seconds"]
@@ -152,71 +195,143 @@ def _load(data: str, root: Path) -> tuple[Manifest, SpeechData, Splits]: # `data
     return manifest, tensors, Splits.load(root/"splits"/f"{spec.splits}.parquet")
 
 
+def _parts_of_corpus(data: DataSpec, fold: int, root: Path) -> dict[str, SpeechData]:
+    _, tensors, splits = _load(data.model_dump_json(), root)
+    return {name: tensors.take(ids) for name, ids in splits.fold(fold).items()}
+
+
 def parts_of(
     spec: RunSpec,
     root: str | Path, # the workspace
-) -> dict[str, SpeechData]: # "train", "val" and "test"
+) -> dict[str, SpeechData]: # "train", "val" and "test"; with a target "unlabelled" too
     "The utterances of a run, by part."
-    _, data, splits = _load(spec.data.model_dump_json(), Path(root))
-    return {name: data.take(ids) for name, ids in splits.fold(spec.fold).items()}
+    root = Path(root)
+    other = lambda d: _parts_of_corpus(d, spec.fold % _load(d.model_dump_json(), root)[2].n_folds, root)
+    corpora = [_parts_of_corpus(spec.data, spec.fold, root), *map(other, spec.also)]
+    parts = {name: SpeechData.concat([c[name] for c in corpora]) for name in ("train", "val", "test")}
+    if spec.target is None: return parts
+    target = other(spec.target)
+    return parts | {"unlabelled": target["train"], "test": target["test"]}
 
 
-def _fit_and_predict(spec: RunSpec, train: SpeechData, val: SpeechData, test: SpeechData) -> tuple[list[Predictions], Fit | None]:
-    "Predictions for validation and test, whatever the method."
-    method = spec.method
-    if isinstance(method, Network):
-        fitted = fit(build(method.model, train, spec.seed), train, val, method.train, method.loss, spec.seed, spec.data.label_set.classes)
-        return [predict(fitted.model, part) for part in (val, test)], fitted
-    classifier = majority() if isinstance(method, Majority) else linear_probe(method.C)
-    modalities = getattr(method, "modalities", ("text", "audio"))
-    n_classes = len(spec.data.label_set)
-    return [Predictions(class_probabilities(classifier, train, part, n_classes, modalities), None) for part in (val, test)], None
+def _network(spec: RunSpec, parts: dict[str, SpeechData], store: RunStore, checkpoint: Checkpoint | None) -> Fit:
+    "Train the network of a run, from its start."
+    m = spec.method
+    model = store.model(spec.start.hash) if spec.start else build(m.model, parts["train"], spec.seed)
+    return fit(model, parts["train"], parts["val"], m.train, m.loss, spec.seed, spec.data.label_set.classes, parts.get("unlabelled"), m.adapt, checkpoint)
+
+
+def _classifier(spec: RunSpec, parts: dict[str, SpeechData]) -> list[Predictions]:
+    "Predictions of a classifier that has no epochs."
+    m = spec.method
+    classifier = majority() if isinstance(m, Majority) else linear_probe(m.C)
+    chosen, n = getattr(m, "modalities", ("text", "audio")), len(spec.data.label_set)
+    return [Predictions(class_probabilities(classifier, parts["train"], parts[p], n, chosen), None) for p in ("val", "test")]
 
 # %% ../nbs/23_runs.ipynb #17a3c3ea
-def _prediction_table(part: str, data: SpeechData, predicted: Predictions, speakers: dict[str, str], label_set: LabelSet) -> pd.DataFrame:
+def _corpora(spec: RunSpec, part: str) -> list[DataSpec]:
+    "The corpora of a part, in the order of their codes."
+    return [spec.target] if spec.target and part == "test" else [spec.data, *spec.also]
+
+
+def _prediction_table(spec: RunSpec, part: str, data: SpeechData, predicted: Predictions, root: Path) -> pd.DataFrame:
     "One row per utterance: who said it, what it is, what the model says."
-    table = pd.DataFrame({"id": data.ids, "part": part, "speaker": [speakers[i] for i in data.ids],
-                          "label": label_set.decode(data.labels.numpy()), "predicted": label_set.decode(predicted.classes)})
-    for i, name in enumerate(label_set.classes): table[f"p_{name}"] = predicted.probabilities[:, i]
+    corpora, labels = _corpora(spec, part), spec.data.label_set
+    codes = np.zeros(len(data), int) if data.corpus is None else data.corpus.numpy()
+    speakers = [_load(d.model_dump_json(), root)[0].table.set_index("id").speaker for d in corpora]
+    table = pd.DataFrame({"id": data.ids, "part": part, "corpus": [corpora[c].corpus for c in codes], "speaker": [speakers[c][i] for c, i in zip(codes, data.ids)],
+                          "label": labels.decode(data.labels.numpy()), "predicted": labels.decode(predicted.classes)})
+    for i, name in enumerate(labels.classes): table[f"p_{name}"] = predicted.probabilities[:, i]
     if predicted.gates is not None: table["gate_text"], table["gate_audio"] = predicted.gates.T
     return table
+
+
+def _metrics(spec: RunSpec, parts: dict[str, SpeechData], predicted: dict[str, Predictions]) -> dict:
+    "Scores by part, and by corpus where there are several."
+    n, metrics = len(spec.data.label_set), {f"n_{name}": len(part) for name, part in parts.items()}
+    metrics |= {name: scores(parts[name].labels.numpy(), p.classes, n)._asdict() for name, p in predicted.items()}
+    if not spec.also: return metrics
+    by_corpus = {name: corpus_scores(parts[name], p.classes, n) for name, p in predicted.items()}
+    return metrics | {"corpora": {name: {d.corpus: by_corpus[name][c]._asdict() for c, d in enumerate(_corpora(spec, name))} for name in predicted}}
 
 
 def compute(
     spec: RunSpec,
     root: str | Path, # the workspace
     keep_model: bool = False, # keep the weights too, for `mser.predict` and fine-tuning
+    checkpoint: Checkpoint | None = None, # where the state of a training is kept between epochs
 ) -> Result:
-    "Compute a run, without writing it."
+    "Compute a run, without writing its result. Raises `InputError` when its parts do not fit together."
+    if problem := spec.problem(): raise InputError(*problem)
+    root = Path(root)
     parts = parts_of(spec, root)
-    predicted, fitted = _fit_and_predict(spec, parts["train"], parts["val"], parts["test"])
-    metrics = {f"n_{name}": len(part) for name, part in parts.items()}
-    for name, p in zip(("val", "test"), predicted):
-        metrics[name] = scores(parts[name].labels.numpy(), p.classes, len(spec.data.label_set))._asdict()
+    fitted = _network(spec, parts, RunStore(root/"runs"), checkpoint) if isinstance(spec.method, Network) else None
+    predicted = dict(zip(("val", "test"), [predict(fitted.model, parts[p]) for p in ("val", "test")] if fitted else _classifier(spec, parts)))
+    metrics = _metrics(spec, parts, predicted)
     if fitted: metrics |= {"best_epoch": fitted.best_epoch, "epochs": len(fitted.history)}
-    manifest, *_ = _load(spec.data.model_dump_json(), Path(root))
-    speakers = dict(zip(manifest.table["id"], manifest.table["speaker"]))
-    tables = [_prediction_table(name, parts[name], p, speakers, spec.data.label_set) for name, p in zip(("val", "test"), predicted)]
+    tables = [_prediction_table(spec, name, parts[name], p, root) for name, p in predicted.items()]
     history = fitted.history if fitted else pd.DataFrame({"epoch": pd.Series(dtype="int64")})
     return Result(metrics, pd.concat(tables, ignore_index=True), history, fitted.model if fitted and keep_model else None)
+
+# %% ../nbs/23_runs.ipynb #5ae132be
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _compute_and_save(spec: RunSpec, root: Path, store: RunStore, keep_model: bool, checkpoint_every: float) -> None:
+    "Compute a run and write what came of it."
+    start, checkpoint = time.perf_counter(), Checkpoint(store.folder(spec.hash)/"checkpoint.pt", checkpoint_every)
+    torch.set_num_threads(1)
+    try: result = compute(spec, root, keep_model, checkpoint)
+    except (TrainingError, InputError) as e:
+        store.fail(spec, str(e))
+        raise
+    store.save(spec, result, time.perf_counter() - start)
 
 
 def run(
     spec: RunSpec,
     root: str | Path, # the workspace
     keep_model: bool = False,
+    checkpoint_every: float = 20.0, # seconds between two checkpoints of a training; 0 after each epoch
 ) -> str: # the run's hash
-    "Compute a run and write it, unless it is already there."
-    store = RunStore(Path(root)/"runs")
-    if not store.done(spec, keep_model):
-        start = time.perf_counter()
-        result = compute(spec, root, keep_model)
-        store.save(spec, result, time.perf_counter() - start)
+    "Compute a run and write it, unless it is already there. Raises `TrainingError` or `InputError` when it cannot be finished."
+    root, store = Path(root), RunStore(Path(root)/"runs")
+    if store.done(spec, keep_model): return spec.hash
+    if spec.start is not None: run(spec.start, root, True, checkpoint_every)
+    with _ONE_AT_A_TIME, store.lock(spec.hash):
+        if not store.done(spec, keep_model): _compute_and_save(spec, root, store, keep_model, checkpoint_every)
     return spec.hash
 
 # %% ../nbs/23_runs.ipynb #463b19f4
 class RunsFailed(RuntimeError):
     "Some runs failed; the others are in the store."
+
+
+def missing_runs(
+    specs: Sequence[RunSpec],
+    store: RunStore,
+    keep_model: Sequence[str] = (), # hashes of the runs whose weights are kept
+) -> dict[str, tuple[RunSpec, bool]]: # by hash, starts first: the run, and whether its weights are kept
+    "What has to be computed, with the runs it starts from."
+    missing = {}
+    def add(spec: RunSpec, keep: bool) -> None:
+        if store.done(spec, keep): return
+        if spec.start is not None: add(spec.start, True)
+        missing[spec.hash] = (spec, keep or missing.get(spec.hash, (spec, False))[1])
+    for spec in specs: add(spec, spec.hash in keep_model)
+    return missing
+
+
+def _submit_ready(executor: Executor, root: Path, missing: dict, done: str | None) -> dict[Future, RunSpec]:
+    "Submit what starts from the run that is done; without one, what starts from nothing that is missing."
+    ready = lambda s: (s.start.hash if s.start and s.start.hash in missing else None) == done
+    return {executor.submit(run, spec, root, keep): spec for spec, keep in missing.values() if ready(spec)}
+
+
+def _without_start(missing: dict, failed: RunSpec) -> list[str]:
+    "The runs that would have started from a failed one, and those that would have started from them."
+    orphans = [s for s, _ in missing.values() if s.start and s.start.hash == failed.hash]
+    return [f"{s.title}: the run it starts from failed" for s in orphans] + [line for s in orphans for line in _without_start(missing, s)]
 
 
 def run_many(
@@ -227,14 +342,16 @@ def run_many(
     progress: bool = True, # show a progress bar
 ) -> int: # how many were computed now; the rest was there
     "Compute every run that is not there yet. Raises `RunsFailed` at the end if any failed."
-    store, specs = RunStore(Path(root)/"runs"), list({s.hash: s for s in specs}.values())
-    waiting = [s for s in specs if not store.done(s, s.hash in keep_model)]
-    futures = {executor.submit(run, s, root, s.hash in keep_model): s for s in waiting}
-    failures = []
-    with tqdm(total=len(specs), initial=len(specs) - len(waiting), desc="runs", unit="run", disable=not progress, mininterval=1) as bar:
-        for future in as_completed(futures):
-            spec, error = futures[future], future.exception()
-            if error: failures.append(f"{spec.data.corpus} {spec.method.kind} fold {spec.fold} seed {spec.seed}: {error}")
-            bar.update()
-    if failures: raise RunsFailed(f"{len(failures)} of {len(specs)} runs failed:\n" + "\n".join(sorted(failures)))
-    return len(waiting)
+    root, wanted = Path(root), {s.hash for s in specs}
+    missing, failures = missing_runs(specs, RunStore(root/"runs"), keep_model), []
+    there = len(wanted - set(missing))
+    futures = _submit_ready(executor, root, missing, None)
+    with tqdm(total=there + len(missing), initial=there, desc="runs", unit="run", disable=not progress, mininterval=1) as bar:
+        while futures:
+            for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                spec, error = futures.pop(future), future.exception()
+                if error: failures += [f"{spec.title}: {error}", *_without_start(missing, spec)]
+                else: futures |= _submit_ready(executor, root, missing, spec.hash)
+                bar.update()
+    if failures: raise RunsFailed(f"{len(failures)} of {there + len(missing)} runs failed:\n" + "\n".join(sorted(failures)))
+    return len(missing)
