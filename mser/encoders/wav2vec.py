@@ -68,6 +68,7 @@ def make_card(
     name: str,
     weights: str, # digest
     layer: int,
+    told: dict[str, Any], # pretraining, contamination, licence
     precision: str = "fp32",
     sample_rate: int = 16_000, # Hz
 ) -> EncoderCard:
