@@ -60,8 +60,8 @@ def told(
 ) -> str: # what follows the encoder's name in a sentence
     "Say which of these corpora an encoder has seen."
     if corpora is None and card.contamination: return f"was trained on {', '.join(card.contamination)}"
-    asked = ", ".join(sorted(set(corpora or ())))
-    found = seen(card, corpora or ())
+    corpora = set() if corpora is None else set(corpora)
+    asked, found = ", ".join(sorted(corpora)), seen(card, corpora)
     if found is None: return f"may have seen {asked or 'any corpus'} (nobody says)"
     if found: return f"was trained on {', '.join(found)}"
     return f"has not seen {asked}" if asked else "has seen none of our corpora"

@@ -131,7 +131,7 @@ def load_encoder(
     return text_network(model, **options) if modality == "text" else speech_network(model, **options)
 
 # %% ../../nbs/05z_registry.ipynb #a2e5c6a5
-_HUB_ID, _SPEECH = re.compile(r"[\w.-]+(/[\w.-]+)?"), re.compile("emotion2vec|wav2vec2|hubert|wavlm", re.IGNORECASE)
+_HUB_ID, _SPEECH = re.compile(r"\w[\w.-]*(/[\w.-]+)?"), re.compile("emotion2vec|wav2vec2|hubert|wavlm", re.IGNORECASE)
 
 
 def modality_of(
