@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .audio import decode, inspect_audio
 from .core import InputError, digest_file
-from .encoders.base import EncoderCard
+from .encoders.base import About, seen, told
 from .manifest import Manifest
 from .parallel import ordered_map
 from .protocols import PARTS, PROTOCOLS, Protocol, Splits
@@ -268,17 +268,14 @@ def label_finding(
                    f"e.g. {part} of fold {fold} has no {label}{consequence}; {text}")
 
 
-def _same(name: str) -> str: return "".join(c for c in name.casefold() if c.isalnum())  # CREMA-D, crema_d and cremad are one corpus
-
-
 def encoder_finding(
-    card: EncoderCard,
+    card: About, # or an `EncoderCard`
     corpora: Iterable[str], # names of the corpora that are split
 ) -> Finding:
-    "One line on what an encoder has seen."
-    seen = sorted(c for c in corpora if _same(c) in {_same(known) for known in card.contamination})
-    if seen: return Finding("leak", "encoder", f"{card.name} was trained on {', '.join(seen)}, test parts included: {card.pretraining}")
-    return Finding("fine", "encoder", f"{card.name} has not seen {', '.join(sorted(corpora))}: {card.pretraining}")
+    "One line on what an encoder has seen. Where nobody says, that is a caution."
+    found = seen(card, corpora)
+    level = "caution" if found is None else "leak" if found else "fine"
+    return Finding(level, "encoder", f"{card.name} {told(card, corpora)}{', test parts included' if found else ''}: {card.pretraining}")
 
 # %% ../nbs/03a_audit.ipynb #11b387ed
 @dataclass(frozen=True, eq=False, repr=False)
@@ -333,7 +330,7 @@ def _unaudited(values: pd.DataFrame, recordings: pd.DataFrame | None) -> list[Fi
 def audit(
     splits: Splits,
     manifest: Manifest, # what was split
-    cards: Sequence[EncoderCard] = (), # of the encoders that will be used
+    cards: Sequence[About] = (), # of the encoders that will be used
     recordings: pd.DataFrame | None = None, # from `audio_digests`; None leaves the recordings out
     near: float = NEAR, # cosine of nearly the same sentences
 ) -> Audit:

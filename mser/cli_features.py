@@ -80,15 +80,14 @@ def extract(
     if not wanted: raise InputError("nothing to extract", "Name --text-encoder, --audio-encoder or both")
     from mser.core import workspace
     from mser.corpora import registry
-    from mser.encoders.registry import load_encoder
-    from mser.features import extract as compute
     from mser.manifest import write_manifest
+    from mser.prepare import features_of
     root = workspace(out, {name: path})
     manifest = registry.corpus(name, path).read(Path(path), skip_bad=skip_bad)
     _say_skipped(manifest.skipped)
     write_manifest(manifest, root/"manifests"/f"{name}-{manifest.fingerprint}.parquet")
     for modality, encoder in wanted.items():
-        store = compute(manifest, load_encoder(encoder, modality), root/"features", dtype.value, shard_size, skip_bad, workers)
+        store = features_of(manifest, encoder, modality, root, skip_bad, workers, dtype.value, shard_size)
         _say_skipped(store.skipped)
         print(f"{store}\n  in {store.path}")
 
@@ -101,17 +100,18 @@ def info(stores: Stores):
 
       mser features info data/reproduce-emodb/features/*
     """
+    from mser.encoders.base import told
     from mser.store import FeatureStore
     for path in stores:
         store = FeatureStore(path)
         card, hop = store.card, "" if store.hop_seconds is None else f", one every {store.hop_seconds*1000:g} ms"
         print(path)
         for name, value in {
-            "encoder": f"{card.name} ({card.modality})", "trained on": card.pretraining, "has seen": ", ".join(card.contamination) or "none of our corpora",
+            "encoder": f"{card.name} ({card.modality})", "trained on": card.pretraining, "contamination": told(card),
             "licence": card.licence, "utterances": f"{len(store):,}", "frames": f"{store.n_frames:,} of {card.frame_dim} numbers{hop}",
             "vectors": f"{card.utterance_dim} numbers", "numbers": f"{store.dtype}, {store.n_bytes/1e6:,.1f} MB in {len(store.about['files']) - 1:,} shards",
             "fingerprint": f"{store.fingerprint}, of the inputs {store.source}", "cut off": f"{store.n_truncated:,}", "silent": f"{len(store.silent):,}",
-            "left out": f"{len(store.skipped):,}"}.items(): print(f"  {name:12} {value}")
+            "left out": f"{len(store.skipped):,}"}.items(): print(f"  {name:13} {value}")
         _say_skipped(store.skipped)
 
 

@@ -162,10 +162,10 @@ class Features(NamedTuple):
 def file_name(text: str) -> str: return re.sub(r"[^\w.-]+", "-", text)  # a corpus may be named anything; a file may not
 
 
-def imported_card(modality: str, size: int, name: str, corpus: str) -> EncoderCard:
-    "The card of an encoder nobody told us about. It counts as having seen the corpus, until someone knows better."
+def imported_card(modality: str, size: int, name: str) -> EncoderCard:
+    "The card of an encoder nobody told us about: what it has seen is not known either."
     return EncoderCard(name=name, modality=modality, frame_dim=size, utterance_dim=size, pretraining="unknown: the features were imported",
-                       contamination=(corpus,), licence="unknown: the features were imported", settings={"imported": True})
+                       licence="unknown: the features were imported", settings={"imported": True})
 
 
 def save_features(
@@ -208,7 +208,7 @@ def import_lists(
         skipped += bad
     if not listed: raise InputError("no utterance could be read", f"The first reason: {skipped[0].reason}", paths[0])
     names = {modality: f"imported-{modality}" for modality in MODALITIES} | (encoders or {})
-    cards = {modality: imported_card(modality, sizes[modality], names[modality], corpus) for modality in MODALITIES}
+    cards = {modality: imported_card(modality, sizes[modality], names[modality]) for modality in MODALITIES}
     source = digest([[split, path.stem, digest_file(path), list(order or ())] for (split, _), path in zip(files, paths)])
     return save_features(listed, skipped, cards, source, Path(folder), dtype)
 

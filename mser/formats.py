@@ -18,7 +18,7 @@ import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from tqdm import tqdm
 
 from .core import InputError, digest, digest_file
-from .encoders.base import Encoded, EncoderCard
+from .encoders.base import Encoded, EncoderCard, told
 from .exchange import MODALITIES, Features, Listed, check_features, save_features
 from .manifest import MANIFEST_COLUMNS, NUMBERS
 from .store import FeatureStore, written
@@ -192,7 +192,7 @@ def dataset_card(
     head = DatasetCardData(pretty_name=f"{corpus} features", license="other", task_categories=["audio-classification"],
                            tags=["speech-emotion-recognition"], configs=[{"config_name": "default", "data_files": files}])
     encoders = pd.DataFrame([{"modality": c.modality, "encoder": c.name, "size": c.utterance_dim, "trained on": c.pretraining,
-                              "has seen": ", ".join(c.contamination) or "none of our corpora", "licence": c.licence} for c in cards])
+                              "contamination": told(c, table.corpus.unique()), "licence": c.licence} for c in cards])
     counts = table.groupby([table.split.fillna("").map(PARTS).rename("part"), "label"]).size().unstack(fill_value=0)
     body = CARD.format(corpus=corpus, n=len(table), encoders=encoders.to_markdown(index=False), counts=counts.to_markdown(),
                        speakers=", ".join(sorted(table.speaker.unique())[:20]) + (" and others" if table.speaker.nunique() > 20 else ""))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_CORPORA', 'STAGES', 'RENDERED', 'Request', 'parse_corpora', 'experiment_notebooks', 'check_parameters',
-           'Executed', 'execute', 'commit', 'provenance', 'clear', 'remove_older', 'notebook_parameters', 'reproduce']
+           'Executed', 'execute', 'commit', 'provenance', 'check_request', 'remove_empty', 'clear', 'remove_older',
+           'notebook_parameters', 'reproduce']
 
 # %% ../nbs/32_reproduce.ipynb #5742d82d
 import os, platform, shutil, subprocess, sys, time
@@ -14,8 +15,12 @@ from typing import NamedTuple, Sequence
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from .core import InputError, check_choice, project_root, read_json, workspace, write_json
+from .core import InputError, check_choice, project_root, read_json, whole_file, workspace, write_json
+from .corpora.registry import corpus
+from .encoders.registry import checked_parts
+from .labels import LABEL_SETS
 from .page import notebook_page, write_report
+from .protocols import PROTOCOLS
 
 # %% ../nbs/32_reproduce.ipynb #05a113ca
 class Request(NamedTuple):
@@ -95,11 +100,12 @@ def execute(
     target.parent.mkdir(parents=True, exist_ok=True)
     before = finished()
     for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}.items(): os.environ.setdefault(name, value) # for the kernel
-    try: papermill.execute_notebook(str(notebook), str(target), parameters, cwd=str(notebook.parent), progress_bar=False, stderr_file=sys.stderr,
-                                         extra_arguments=["--IPKernelApp.log_level=40"]) # no warnings of the kernel's own
-    except PapermillExecutionError as e:
-        if e.ename == "InputError": raise InputError(*_split_message(e.evalue)) from e
-        failure = f"{e.ename}: {e.evalue}"
+    with whole_file(target) as part: # a notebook that refuses its input is not kept
+        try: papermill.execute_notebook(str(notebook), str(part), parameters, cwd=str(notebook.parent), progress_bar=False, stderr_file=sys.stderr,
+                                        extra_arguments=["--IPKernelApp.log_level=40"]) # no warnings of the kernel's own
+        except PapermillExecutionError as e:
+            if e.ename == "InputError": raise InputError(*_split_message(e.evalue)) from e
+            failure = f"{e.ename}: {e.evalue}"
     notebook_page(target)
     return Executed(notebook.stem, round(time.perf_counter() - start, 1), finished() - before, failure)
 
@@ -125,7 +131,21 @@ def provenance(about: dict, seconds: float) -> dict:
             "Python": made["python"], "hardware": f"{made['system']} {made['machine']}, {os.cpu_count()} cores", "duration": f"{seconds:.0f} s"}
 
 # %% ../nbs/32_reproduce.ipynb #59b1b81e
-STAGES, RENDERED = ("manifests", "features", "splits", "runs"), ("notebooks", "tables", "figures")
+STAGES, RENDERED = ("manifests", "encoders", "features", "splits", "runs"), ("notebooks", "tables", "figures")
+
+
+def check_request(request: Request) -> None:
+    "Refuse names that there are not, before anything is read, removed or written. Raises `InputError`."
+    for name, path in request.corpora.items(): corpus(name, path)
+    for name, modality in ((request.text_encoder, "text"), (request.audio_encoder, "audio")): checked_parts(name, modality)
+    if request.label_set not in (None, "all"): check_choice(request.label_set, LABEL_SETS, "label set")
+    if request.protocol is not None: check_choice(request.protocol, PROTOCOLS, "protocol")
+
+
+def remove_empty(root: Path, folders: Sequence[str]) -> None:
+    "Remove folders of the workspace that hold nothing, and the workspace itself if it does."
+    for folder in (*(root/name for name in folders), root):
+        if folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
 
 
 def clear(root: Path, folders: Sequence[str]) -> None:
@@ -150,13 +170,17 @@ def reproduce(
     request: Request,
     say=print, # where progress lines go
 ) -> tuple[Path, list[Executed]]: # the report, and what was executed
-    "Run the experiment notebooks and write the report. When bad input is refused, an earlier report stays."
+    "Run the experiment notebooks and write the report. Bad input is refused: an earlier report stays, and nothing is left where there was none."
+    check_request(request)
     start, notebooks, executed = time.time(), experiment_notebooks(), []
     chosen = [notebooks[check_choice(n, notebooks, "experiment")] for n in request.only] or list(notebooks.values())
     if request.fresh: clear(request.root, STAGES)
     for notebook in chosen:
         say(f"Running {notebook.stem} on {', '.join(request.corpora)} (profile {request.profile}, {request.workers} workers)")
-        executed.append(execute(notebook, notebook_parameters(request), request.root))
+        try: executed.append(execute(notebook, notebook_parameters(request), request.root))
+        except InputError:
+            remove_empty(request.root, (*STAGES, *RENDERED))
+            raise
         say(f"  {executed[-1].seconds:.0f} s, {executed[-1].computed} runs computed now" + (", FAILED" if executed[-1].failure else ""))
     remove_older(request.root, RENDERED, start - 2) # some file systems count in seconds
     write_json(request.root/"report.json", _report_data(request, executed, time.time() - start))

@@ -74,7 +74,7 @@ def test_info_and_verify(extracted):
     stores = sorted((extracted/"data"/"features").iterdir())
     done = run("info", *stores, cwd=extracted)
     assert done.returncode == 0
-    for said in ("egemaps (audio)", "one every 10 ms", "minilm (text)", "float16", "utterances   84", "none of our corpora", "openSMILE"):
+    for said in ("egemaps (audio)", "one every 10 ms", "minilm (text)", "float16", "utterances    84", "none of our corpora", "openSMILE"):
         assert said in done.stdout
     done = run("verify", *stores, cwd=extracted)
     assert done.returncode == 0 and done.stdout.count("all is well") == 2 and "file" in done.stderr

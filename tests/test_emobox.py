@@ -110,7 +110,7 @@ def test_recordings_are_found_near_the_lists_or_where_the_user_says(lists, tmp_p
     manifest = emobox(lists)
     assert all(path.is_file() for path in manifest.audio_paths()) and (manifest.table.duration == 0.5).all() and manifest.table.note.isna().all()
     moved = shutil.move(tmp_path/"downloads"/"emodb"/"wav", tmp_path.parent/f"{tmp_path.name}-elsewhere")
-    assert "recordings such as downloads/emodb/wav/03a01Wa.wav are not there. Give their folder as audio_root" in refusal(lists)
+    assert "recordings such as downloads/emodb/wav/03a01Wa.wav are not there. Give their folder with --audio-root" in refusal(lists)
     elsewhere = emobox(lists, audio_root=moved)
     assert all(path.is_file() for path in elsewhere.audio_paths()) and elsewhere.ids == manifest.ids
     assert emobox(lists, audio=False).ids == manifest.ids

@@ -141,7 +141,7 @@ def find_place(
         parts = PurePosixPath(wav).parts
         found = next((Place(root, n) for root in roots for n in range(len(parts)) if root.joinpath(*parts[n:]).is_file()), None)
         if found: return found
-    raise InputError(f"recordings such as {wavs[0]} are not there", "Give their folder as audio_root, or put them where the list says", roots[0])
+    raise InputError(f"recordings such as {wavs[0]} are not there", "Give their folder with --audio-root (audio_root=), or put them where the list says", roots[0])
 
 # %% ../../nbs/02f_emobox.ipynb #f241e25b
 def add_recording(
