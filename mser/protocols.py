@@ -266,7 +266,9 @@ def published(
 ) -> pd.Series: # null for an utterance that has no place
     "What a manifest's column says. Raises `InputError` when it says nothing, or the same of all."
     values = manifest.table.reindex(columns=[column])[column]
-    groups_of(manifest if values.isna().all() else manifest.where(values.notna()), column, 2, protocol)
+    if values.isna().all(): groups_of(manifest, column, 2, protocol)
+    if values.nunique() < 2:
+        raise InputError(f"protocol {protocol!r} needs more than one value in column {column!r}, there is {values.dropna().iloc[0]!r} alone", _OTHER)
     return values
 
 

@@ -304,7 +304,7 @@ def test_every_way_to_write_a_list(tmp_path, write, form):
     ({"text_embed": torch.ones(6)}, r"item 2: text_embed has 6 numbers, those before it 5"),
     ({"text_embed": None}, r"item 2: text_embed is object \[\]"),
     ({"label": torch.tensor(4)}, r"item 2: label 4 is none of the 4 classes anger, happiness, sadness, neutral"),
-    ({"label": "Angry"}, r"item 2: unknown label 'Angry'"),
+    ({"label": "Angrily"}, r"item 2: unknown label 'Angrily'"),
     ({"label": 1.0}, r"item 2: label 1.0 is neither a name nor a whole number"),
 ])
 def test_a_bad_item_is_named_or_listed(tmp_path, change, message):

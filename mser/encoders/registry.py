@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-from ..core import InputError, check_choice
+from ..core import InputError, check_choice, file_name
 from .base import Encoder
 
 # %% ../../nbs/05z_registry.ipynb #923453eb
@@ -94,7 +94,7 @@ def load_encoder(
     known = ENCODERS[check_choice(modality, ENCODERS, "modality")]
     model, options = (str(name), {}) if Path(name).is_dir() else split_name(name)
     title = {"bert": "bert-base-uncased"}.get(model, Path(model).name) + str(name)[len(model):]
-    options |= {"name": re.sub(r"[^\w.@-]+", "-", title), "device": device}
+    options |= {"name": file_name(title), "device": device}
     if model in known: return known[model](**options)
     if modality == "text": return text_network(model, **options)
     if not (Path(model).is_dir() or "/" in model): check_choice(model, known, "audio encoder")
