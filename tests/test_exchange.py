@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from mser.core import InputError
 from mser.encoders.base import Encoded, EncoderCard
-from mser.exchange import LABEL_ORDERS, MODALITIES, Features, export_lists, import_lists, read_list
+from mser.exchange import LABEL_ORDERS, MODALITIES, Features, export_lists, import_lists, label_order, read_list
 from mser.formats import export_arrays, export_dataset, import_export
 from mser.manifest import make_manifest
 from mser.store import write_store
@@ -295,6 +295,26 @@ def test_every_way_to_write_a_list(tmp_path, write, form):
             expected = torch.as_tensor(convert(original[f"{modality}_embed"])).float().numpy()
             np.testing.assert_array_equal(getattr(item, modality).utterance, expected)
             np.testing.assert_array_equal(getattr(item, modality).frames, expected[None])
+
+
+def test_labels_mean_the_same_in_and_out(tmp_path):
+    items = [item | {"label": word} for item, word in zip(published(), ("joy", "HAP", "Happy", "ang"))]
+    (tmp_path/"words.pkl").write_bytes(pickle.dumps(items))
+    features = import_lists([("test", tmp_path/"words.pkl")], tmp_path/"in", "meld")
+    assert features.manifest.table.label.tolist() == ["happiness"]*3 + ["anger"]
+    own = features._replace(manifest=make_manifest(features.manifest.table.replace({"label": {"happiness": "joy"}})))  # a table of one's own
+    path, = export_lists(own, tmp_path/"out", label_order("anger,joy"))
+    assert [int(item["label"]) for item in pickle.loads(path.read_bytes())] == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("speakers, sentence", [
+    (["unknown"]*4, "Speakers are not recorded."), (["a", "unknown", "b", "a"], "Speakers: a, b; not recorded for 1 utterances. A split"), (list("baab"), "Speakers: a, b. A split")])
+def test_the_card_of_a_dataset_says_who_speaks(tmp_path, speakers, sentence):
+    (tmp_path/"list.pkl").write_bytes(pickle.dumps(published()))
+    features = import_lists([("test", tmp_path/"list.pkl")], tmp_path/"in", "meld", ORDER)
+    manifest = make_manifest(features.manifest.table.assign(speaker=speakers))
+    export_dataset(features._replace(manifest=manifest), tmp_path/"out")
+    assert sentence in (tmp_path/"out"/"README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("change, message", [
