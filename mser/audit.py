@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .audio import decode, inspect_audio
 from .core import InputError, digest_file
 from .encoders.base import About, seen, told
-from .manifest import Manifest
+from .manifest import GROUPS, Manifest
 from .parallel import ordered_map
 from .protocols import PARTS, PROTOCOLS, Protocol, Splits
 
@@ -123,6 +123,7 @@ def audio_digests(
 
 # %% ../nbs/03a_audit.ipynb #17a6cc64
 PAIRS = (("train", "test"), ("train", "val"), ("val", "test"))
+_COUNTED = ("subject", "fold", "first", "second", "values", "shared", "utterances", "affected", "told", "usual", "differ", "example")
 SUBJECTS = ("speaker", "session", "dialogue", "sentence", "near-sentence", "file", "sound")
 
 
@@ -131,7 +132,7 @@ def values_of(
     recordings: pd.DataFrame | None = None, # from `audio_digests`
 ) -> pd.DataFrame: # one column per subject that has values, and label; by id
     "The values whose overlap is audited."
-    t = manifest.table.assign(sentence=plain_text(manifest.table.text)).set_index("id")
+    t = manifest.grouped.assign(sentence=plain_text(manifest.table.text)).set_index("id")
     if recordings is not None: t = t.join(recordings.set_index("id")[["file", "sound"]])
     return t[["label", *(s for s in SUBJECTS if s in t and t[s].notna().any())]]
 
@@ -154,7 +155,7 @@ def overlaps(
             found = compare(x, labels[at[a]], nearest_in(graph, x, y) if subject == "near-sentence" else y, labels[at[b]])
             rows.append({"subject": subject, "fold": int(fold), "first": a, "second": b, **found,
                          "example": names[found["example"]] if found["affected"] else ""})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_COUNTED)
 
 # %% ../nbs/03a_audit.ipynb #bd277a2d
 def label_balance(
@@ -285,6 +286,7 @@ class Audit:
     overlaps: pd.DataFrame # see `overlaps`
     balance: pd.DataFrame # see `label_balance`
     findings: tuple[Finding, ...]
+    spoken: float = 1.0 # share of the utterances whose speaker is recorded
 
     def at(self, *levels: str) -> list[Finding]:
         "The findings of these levels."
@@ -294,13 +296,19 @@ class Audit:
     def leaks(self) -> list[Finding]: return self.at("leak")
 
     @property
+    def independence(self) -> str:
+        "What can be said of the speakers."
+        rows = self.overlaps[(self.overlaps.subject == "speaker") & (self.overlaps.second == "test")]
+        if not self.spoken: return "Speakers are not recorded."
+        if rows.affected.any(): return "Speakers are shared: the scores are not speaker-independent."
+        if self.spoken < 1: return f"Speakers are recorded for {_percent(self.spoken)} of the utterances, and no recorded one of a test part is in another part."
+        return "Speaker-independent: no speaker of a test part is in another part."
+
+    @property
     def conclusion(self) -> str:
         "One line."
-        rows = self.overlaps[(self.overlaps.subject == "speaker") & (self.overlaps.second == "test")]
-        speakers = ("Speakers are shared: the scores are not speaker-independent." if rows.affected.any() else
-                    "Speaker-independent: no speaker of a test part is in another part.")
         leaks, cautions = (", ".join(dict.fromkeys(f.subject for f in self.at(level))) for level in ("leak", "caution"))
-        return f"{speakers} " + (f"Leaks: {leaks}." if leaks else f"No leak found; cautions: {cautions}." if cautions else "No leak found.")
+        return f"{self.independence} " + (f"Leaks: {leaks}." if leaks else f"No leak found; cautions: {cautions}." if cautions else "No leak found.")
 
     @cached_property
     def shares(self) -> pd.DataFrame:
@@ -308,7 +316,7 @@ class Audit:
         counts = self.overlaps.groupby(["subject", "second", "first"], sort=False)[["affected", "utterances"]].sum()
         shares = (counts.affected / counts.utterances.clip(1)).unstack(["second", "first"])
         shares.columns = [f"{b} in {a}" for b, a in shares.columns]
-        return shares.reindex(self.overlaps.subject.unique())[[f"{b} in {a}" for a, b in PAIRS]]
+        return shares.reindex(index=self.overlaps.subject.unique(), columns=[f"{b} in {a}" for a, b in PAIRS])
 
     def __str__(self) -> str: return "\n".join([self.conclusion, *(f"  {f.level:<8}{f.subject:<14}{f.text}" for f in self.findings)])
     def __repr__(self) -> str: return str(self)
@@ -321,10 +329,18 @@ def _unaudited(values: pd.DataFrame, recordings: pd.DataFrame | None) -> list[Fi
     "What could not be looked at, and why."
     unknown = [s for s in ("speaker", "session", "dialogue", "sentence") if s not in values]
     found = [Finding("note", "not audited", f"the corpus does not record {', '.join(unknown)}")] if unknown else []
+    for column in [c for c in GROUPS if c in values and values[c].isna().any()]:
+        found.append(Finding("note", "not audited", f"{values[column].isna().sum():,} of {len(values):,} utterances have no {column}"))
     if recordings is None: return [*found, Finding("note", "not audited", "the recordings")]
     bad = recordings[recordings.problem != ""]
     if len(bad): found.append(Finding("note", "not audited", f"{len(bad)} recordings could not be decoded, e.g. {bad['id'].iloc[0]!r}: {bad.problem.iloc[0]}"))
     return found
+
+
+def _left_out(splits: Splits, manifest: Manifest) -> list[Finding]:
+    "Who has no place in a fold, unless a budget was to leave most of them out."
+    out = [] if "/" in splits.protocol else splits.left_out(manifest)
+    return [Finding("note", "left out", f"{len(out):,} of {len(manifest):,} utterances are in no part of a fold, e.g. {out[0]!r}")] if out else []
 
 
 def audit(
@@ -335,11 +351,11 @@ def audit(
     near: float = NEAR, # cosine of nearly the same sentences
 ) -> Audit:
     "Look for leaks between the parts of every fold. Raises `InputError` for splits of another corpus."
-    manifest = manifest.take(splits.table["id"].unique())
+    out, manifest = _left_out(splits, manifest), manifest.take(splits.table["id"].unique())
     values, balance = values_of(manifest, recordings), label_balance(splits, manifest)
     table = overlaps(splits, values, near)
     protocol = PROTOCOLS.get(splits.protocol.split("/")[0])  # "random/390" is few-shot under "random"
     n_values = {s: values["sentence" if s == "near-sentence" else s].nunique() for s in table.subject.unique()}
     findings = [overlap_finding(s, rows, protocol, n_values[s], len(manifest)) for s, rows in table.groupby("subject", sort=False)]
     findings += [label_finding(balance), *(encoder_finding(card, manifest.table.corpus.unique()) for card in cards), *_unaudited(values, recordings)]
-    return Audit(splits.protocol, table, balance, tuple(findings))
+    return Audit(splits.protocol, table, balance, (*findings, *out), float(manifest.grouped.speaker.notna().mean()))

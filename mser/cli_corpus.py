@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['corpus_app', 'check_pattern', 'read_corpus', 'open_corpus', 'open_splits', 'corpora_of', 'cards_of', 'print_audit',
-           'audit', 'fold_rows', 'splits', 'portable', 'manifest_']
+           'audit', 'fold_rows', 'left_out_line', 'splits', 'portable', 'manifest_']
 
 # %% ../nbs/41_cli_corpus.ipynb #e5317986
 import re, sys
@@ -21,7 +21,7 @@ from .core import InputError, whole_file
 corpus_app = typer.Typer(name="corpus", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
                          help="Look at a corpus before anything is trained on it: its splits, and what leaks between them.")
 
-_Corpora = Annotated[Optional[list[str]], typer.Option("--corpus", metavar="NAME=PATH", help="A corpus and its folder, or any name and a manifest (CSV, Parquet). "
+_Corpora = Annotated[Optional[list[str]], typer.Option("--corpus", metavar="NAME=PATH", help="A corpus and its folder, or any name and a manifest (CSV, Parquet, JSON lines). "
                      "May be given several times. Without it: the simulated corpora. [cyan]mser corpora[/cyan] lists the names.")]
 _Protocol = Annotated[Optional[str], typer.Option(metavar="NAME", help="How utterances are split: loso, loso-session, sessions-3-1-1, speaker-kfold, "
                       "speaker-split, random, official (the manifest's column split) or folds (its folds). Default: the corpus's own.")]
@@ -161,14 +161,22 @@ def audit(
         raise typer.Exit(1)
 
 # %% ../nbs/41_cli_corpus.ipynb #680e9725
-def fold_rows(splits, manifest) -> list[tuple[str, ...]]: # fold, then utterances and speakers of each part
+def fold_rows(splits, manifest) -> list[tuple[str, ...]]: # fold, then utterances of each part, and of how many speakers where they are known
     "What each fold consists of."
-    from mser.protocols import PARTS
-    speaker, rows = manifest.table.set_index("id").speaker, []
+    from mser.manifest import PARTS
+    speaker, rows = manifest.grouped.set_index("id").speaker, []
     for k in sorted(splits.table.fold.unique()):
         parts = splits.fold(k)
-        rows.append((str(k), *(f"{len(parts[p]):,} of {speaker[parts[p]].nunique()}" for p in PARTS)))
+        known = {p: speaker[parts[p]].nunique() for p in PARTS}
+        rows.append((str(k), *(f"{len(parts[p]):,}" + (f" of {known[p]}" if known[p] else "") for p in PARTS)))
     return rows
+
+
+def left_out_line(splits, manifest) -> str: # empty when every utterance is in every fold
+    "Who has no place in a fold."
+    out = splits.left_out(manifest)
+    others = f" and {len(out) - 3:,} others" if len(out) > 3 else ""
+    return f"{len(out):,} of {len(manifest):,} utterances are in no part of a fold: {', '.join(out[:3])}{others}\n" if out else ""
 
 
 def _write_splits(splits, path: Path) -> None:
@@ -208,8 +216,10 @@ def splits(
         table = Table("fold", "train", "val", "test")
         for row in fold_rows(made, manifest): table.add_row(*row)
         console = Console()
-        console.print(f"[bold]{found.title}, {made.title}: utterances of speakers[/]", highlight=False, soft_wrap=True)
+        what = "utterances of speakers" if manifest.n_speakers else "utterances (speakers are not recorded)"
+        console.print(f"[bold]{found.title}, {made.title}: {what}[/]", highlight=False, soft_wrap=True)
         console.print(table)
+        if not budget: console.print(left_out_line(made, manifest), end="", highlight=False, soft_wrap=True, markup=False)
         console.print(f"protocol {made.protocol}, seed {made.seed}, fingerprint {made.fingerprint}\n", highlight=False, soft_wrap=True)
         if out: _write_splits(made, out)
 

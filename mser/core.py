@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['InputError', 'check_choice', 'Skipped', 'attempt_each', 'whole_file', 'write_json', 'read_json', 'digest',
-           'digest_file', 'project_root', 'workspace']
+           'digest_file', 'project_root', 'workspace', 'parse_corpus', 'file_name']
 
 # %% ../nbs/00a_core.ipynb #45a741ce
-import difflib, hashlib, json, os, tempfile
+import difflib, hashlib, json, os, re, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
@@ -122,3 +122,20 @@ def workspace(
     if out is not None: return Path(out)
     simulated = all(path is None for path in corpora.values())
     return project_root()/"data"/f"reproduce-{'simulated' if simulated else '+'.join(sorted(corpora))}"
+
+# %% ../nbs/00a_core.ipynb #d63d5274
+def parse_corpus(
+    text: str, # "NAME=PATH", or "NAME" for a simulated corpus
+) -> tuple[str, str | None]: # name; folder or manifest
+    "The corpus that a user names. Raises `InputError` for anything else."
+    name, equals, path = text.partition("=")
+    if not name or (equals and not path):
+        raise InputError(f"corpus {text!r} is not NAME=PATH", "For example emodb=corpora/emodb, or mine=recordings/manifest.csv")
+    return name, path or None
+
+
+def file_name(
+    text: str, # any name
+) -> str: # letters, digits and _ - . @
+    "A name as part of a file's name: each run of other characters becomes a hyphen."
+    return re.sub(r"[^\w.@-]+", "-", text)

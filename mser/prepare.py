@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['Prepared', 'read_card', 'features_of', 'prepare_real', 'simulated_store', 'prepare_simulated', 'prepare',
-           'prepare_splits']
+           'prepare_splits', 'prepare_recordings']
 
 # %% ../nbs/07_prepare.ipynb #2ad362d8
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 from pydantic import ValidationError
 
-from .core import InputError, Skipped, digest, read_json, write_json
+from .audit import audio_digests
+from .core import InputError, Skipped, digest, read_json, whole_file, write_json
 from .corpora.registry import Corpus, corpus, labels_of
 from .corpora.simulated import SIMULATED, Simulation, SimulationConfig, simulate
 from .encoders.base import EncoderCard, Encoded
@@ -136,3 +138,16 @@ def prepare_splits(
     path = Path(root)/"splits"/f"{splits.fingerprint}.parquet"
     if not path.exists(): splits.save(path)
     return splits
+
+# %% ../nbs/07_prepare.ipynb #7036b5bf
+def prepare_recordings(
+    prepared: Prepared,
+    root: str | Path, # the workspace
+    workers: int = 1, # processes that decode
+) -> pd.DataFrame | None: # from `audio_digests`; None for a simulated corpus
+    "Digests of the recordings of a corpus, computed once."
+    if prepared.corpus.simulated: return None
+    path = Path(root)/"recordings"/f"{digest([prepared.audio.source, prepared.manifest.fingerprint])}.parquet"
+    if not path.exists():
+        with whole_file(path) as part: audio_digests(prepared.manifest, workers).to_parquet(part, index=False)
+    return pd.read_parquet(path)

@@ -15,7 +15,7 @@ from typing import NamedTuple, Sequence
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from .core import InputError, check_choice, project_root, read_json, whole_file, workspace, write_json
+from .core import InputError, check_choice, parse_corpus, project_root, read_json, whole_file, workspace, write_json
 from .corpora.registry import corpus
 from .encoders.registry import checked_parts
 from .labels import LABEL_SETS
@@ -59,10 +59,9 @@ def parse_corpora(
     "The values of `--corpus`; without any, the simulated corpora."
     corpora = {}
     for option in options:
-        name, equals, path = option.partition("=")
-        if not name or (equals and not path): raise InputError(f"--corpus {option!r} is not NAME=PATH", "For example --corpus emodb=corpora/emodb")
+        name, path = parse_corpus(option)
         if name in corpora: raise InputError(f"corpus {name!r} is named twice", "Name each corpus once")
-        corpora[name] = path or None
+        corpora[name] = path
     return corpora or dict(DEFAULT_CORPORA)
 
 # %% ../nbs/32_reproduce.ipynb #810a50dc
@@ -131,7 +130,7 @@ def provenance(about: dict, seconds: float) -> dict:
             "Python": made["python"], "hardware": f"{made['system']} {made['machine']}, {os.cpu_count()} cores", "duration": f"{seconds:.0f} s"}
 
 # %% ../nbs/32_reproduce.ipynb #59b1b81e
-STAGES, RENDERED = ("manifests", "encoders", "features", "splits", "runs"), ("notebooks", "tables", "figures")
+STAGES, RENDERED = ("manifests", "encoders", "features", "recordings", "splits", "runs"), ("notebooks", "tables", "figures")
 
 
 def check_request(request: Request) -> None:

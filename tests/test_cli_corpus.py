@@ -91,6 +91,18 @@ def test_options_of_emobox_are_refused_where_they_mean_nothing(emobox_lists, sma
         refused = call("manifest", corpus, *options, "--out", tmp_path/"out"/"m.csv").exception
         assert isinstance(refused, InputError) and message in str(refused) and "\n" not in str(refused), refused
     assert not (tmp_path/"out").exists()
+def test_unknown_speakers_and_utterances_without_a_fold_are_said(tmp_path):
+    n = 60
+    table = pd.DataFrame({"id": [f"u{i:02}" for i in range(n)], "corpus": "mine", "text": "", "label": ["anger", "joy", "fear"]*20, "speaker": "unknown",
+                          "fold": [None, "1", "2", "3", "1", "2"]*10})
+    table.to_json(tmp_path/"mine.jsonl", orient="records", lines=True)
+    shown = call("splits", "--corpus", f"mine={tmp_path/'mine.jsonl'}", "--protocol", "folds").stdout
+    assert "utterances (speakers are not recorded)" in shown and " of " not in shown.split("\n10 of 60")[0]
+    assert "10 of 60 utterances are in no part of a fold: u00, u06, u12 and 7 others" in shown
+    audited = call("audit", "--corpus", f"mine={tmp_path/'mine.jsonl'}", "--protocol", "folds").stdout
+    assert "Speakers are not recorded." in audited and "left out" in audited
+    refused = call("splits", "--corpus", f"mine={tmp_path/'mine.jsonl'}").exception  # loso
+    assert "needs a speaker for every utterance, 60 of 60 in mine have none. Fill in column speaker" in str(refused)
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])

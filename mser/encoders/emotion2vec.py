@@ -16,7 +16,7 @@ from typing import Any, Iterator, Sequence
 import numpy as np, torch, torch.nn.functional as F, yaml
 from torch import nn
 
-from ..core import InputError, whole_file, write_json
+from ..core import InputError, file_name, whole_file, write_json
 from .base import OTHERS, EncoderCard, told_by_authors
 from .networks import MAX_SECONDS, SpeechNetwork, find_model, receptive_field, weight_files, weights_digest
 
@@ -241,7 +241,7 @@ class Emotion2vecEncoder(SpeechNetwork):
         self.hears = network.modality_encoders["AUDIO"]
         if network.cfg.layer_norm_first or self.hears.modality_cfg.learned_alibi or self.hears.modality_cfg.learned_alibi_scale_per_layer:
             raise InputError("an emotion2vec with other blocks than the published ones", REMEDY, folder)
-        card = make_card(network, name or re.sub(r"[^\w.@-]+", "-", Path(model).name), weights_digest(folder), precision, told_by_authors(model, KNOWN))
+        card = make_card(network, name or file_name(Path(model).name), weights_digest(folder), precision, told_by_authors(model, KNOWN))
         super().__init__(network, card, precision, device, batch_seconds)
 
     def local(self, samples: np.ndarray) -> torch.Tensor:

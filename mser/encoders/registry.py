@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import mser.encoders
-from ..core import InputError, check_choice, digest, digest_file
+from ..core import InputError, check_choice, digest, digest_file, file_name
 from .base import FIELDS, About, Encoder, told_by_authors
 
 # %% ../../nbs/05z_registry.ipynb #923453eb
@@ -106,7 +106,7 @@ def parts_of(
 def title_of(name: str | Path) -> str:
     "An encoder's name for tables and files: the last part of its model's, with the options."
     model, _ = parts_of(name)
-    return re.sub(r"[^\w.@-]+", "-", {"bert": "bert-base-uncased"}.get(model, Path(model).name) + str(name)[len(model):])
+    return file_name({"bert": "bert-base-uncased"}.get(model, Path(model).name) + str(name)[len(model):])
 
 
 def checked_parts(

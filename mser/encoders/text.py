@@ -6,7 +6,7 @@
 __all__ = ['REMEDY', 'MINILM', 'POOLING', 'KNOWN', 'minilm_folder', 'load_model', 'longest_input', 'TextEncoder']
 
 # %% ../../nbs/05a_text.ipynb #e1c8fb83
-import importlib.util, re
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 if TYPE_CHECKING: from transformers import PreTrainedModel, PreTrainedTokenizerBase  # heavy: only needed to load
 
-from ..core import InputError, check_choice
+from ..core import InputError, check_choice, file_name
 from .base import FIELDS, Encoded, EncoderCard, batches_by_length, told_by_authors
 from .networks import computing, find_model, freeze, load_parts, pick_device, quiet, weights_digest
 
@@ -73,7 +73,7 @@ class TextEncoder:
         self.max_length, self.pooling, self.batch_size = max_length, pooling, batch_size
         most = longest_input(self.tokenizer, network)
         if not 3 <= max_length <= most: raise InputError(f"max_length {max_length} is not possible", f"Use 3 to {most}", folder)
-        self.card = self.make_card(name or re.sub(r"[^\w.@-]+", "-", Path(model).name), folder,
+        self.card = self.make_card(name or file_name(Path(model).name), folder,
                                    dict(zip(FIELDS, KNOWN[published])) if published else told_by_authors(model, KNOWN))
 
     def make_card(self, name: str, folder: Path, told: dict[str, Any]) -> EncoderCard:

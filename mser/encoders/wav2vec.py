@@ -6,7 +6,7 @@
 __all__ = ['REMEDY', 'MODEL_TYPES', 'KNOWN', 'cut_layers', 'load_speech', 'make_card', 'Wav2vecEncoder']
 
 # %% ../../nbs/05d_wav2vec.ipynb #fb765df5
-import re, warnings
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np, torch
 from torch import nn
 if TYPE_CHECKING: from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor  # heavy: only needed to load
 
-from ..core import InputError
+from ..core import InputError, file_name
 from .base import EncoderCard, told_by_authors
 from .networks import MAX_SECONDS, SpeechNetwork, find_model, load_parts, receptive_field, weights_digest
 
@@ -94,7 +94,7 @@ class Wav2vecEncoder(SpeechNetwork):
         folder = find_model(model, REMEDY, "audio encoder")
         self.extractor, network = load_speech(folder)
         layer = cut_layers(network, layer)
-        name = name or re.sub(r"[^\w.@-]+", "-", Path(model).name)
+        name = name or file_name(Path(model).name)
         card = make_card(network, name, weights_digest(folder), layer, told_by_authors(model, KNOWN), precision, self.extractor.sampling_rate)
         super().__init__(network, card, precision, device, batch_seconds)
 
