@@ -18,7 +18,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets import Unicode
 from traitlets.config import Config
 
-from .core import InputError, check_choice, project_root, read_json, workspace, write_json
+from .core import InputError, cannot_write, check_choice, project_root, read_json, workspace, write_json
 from .page import notebook_page, write_report
 
 # %% ../nbs/32_reproduce.ipynb #05a113ca
@@ -112,9 +112,12 @@ def run_notebook(
     logging.getLogger("papermill").addHandler(logging.NullHandler()) # what it would print is in the error that it raises
     for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}.items(): os.environ.setdefault(name, value) # for the kernel
     own = ["--IPKernelApp.log_level=40", "--IPKernelApp.capture_fd_output=False"] # descriptors 1 and 2 are the process's, not a cell's
-    try: papermill.execute_notebook(str(notebook), str(target), parameters, cwd=str(notebook.parent), progress_bar=False, stderr_file=sys.stderr,
-                                    kernel_manager_class=QuietKernel, config=Config(QuietKernel={"words": str(words)}), extra_arguments=own)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        papermill.execute_notebook(str(notebook), str(target), parameters, cwd=str(notebook.parent), progress_bar=False, stderr_file=sys.stderr,
+                                   kernel_manager_class=QuietKernel, config=Config(QuietKernel={"words": str(words)}), extra_arguments=own)
     except RuntimeError as e: raise RuntimeError(f"{e}: {last_words(words)}") from e
+    except OSError as e: raise cannot_write(e, target) from e
     except PapermillExecutionError:
         words.unlink(missing_ok=True)
         raise
@@ -138,7 +141,6 @@ def execute(
     check_parameters(notebook, parameters)
     target, start, failure = out/"notebooks"/notebook.name, time.perf_counter(), ""
     finished = lambda: sum(1 for _ in out.glob("runs/*/metrics.json"))
-    target.parent.mkdir(parents=True, exist_ok=True)
     before = finished()
     try: run_notebook(notebook, target, parameters)
     except PapermillExecutionError as e:
