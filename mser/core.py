@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_ROOM', 'InputError', 'check_choice', 'Skipped', 'attempt_each', 'cannot_write', 'whole_file', 'write_json',
-           'read_json', 'digest', 'digest_file', 'project_root', 'workspace']
+           'read_json', 'digest_bytes', 'digest', 'digest_file', 'project_root', 'workspace']
 
 # %% ../nbs/00a_core.ipynb #45a741ce
 import difflib, errno, hashlib, json, os, re, tempfile
@@ -111,12 +111,17 @@ def read_json(path: str | Path):
         raise InputError(f"not valid JSON ({e})", "Delete it and run again", path) from e
 
 # %% ../nbs/00a_core.ipynb #7b54be05
+def digest_bytes(data: bytes) -> str: # 16 hexadecimal digits
+    "The name of some bytes: their SHA-256, cut to 64 bits."
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
 def digest(
     value, # anything JSON can hold
 ) -> str: # 16 hexadecimal digits
     "The name of a value: SHA-256 of its canonical JSON, cut to 64 bits."
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
+    return digest_bytes(canonical.encode("utf-8"))
 
 
 def digest_file(
