@@ -8,7 +8,6 @@ __all__ = ['NEAR', 'PAIRS', 'SUBJECTS', 'LEVELS', 'compare', 'plain_text', 'near
            'tells', 'overlap_finding', 'label_finding', 'encoder_finding', 'Audit', 'audit']
 
 # %% ../nbs/03a_audit.ipynb #548149c6
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -20,7 +19,7 @@ from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
 from .audio import decode, inspect_audio
-from .core import InputError, digest_file
+from .core import InputError, digest_bytes, digest_file
 from .encoders.base import About, seen, told
 from .manifest import GROUPS, Manifest
 from .parallel import ordered_map
@@ -100,7 +99,7 @@ def digest_sound(
     "The name of what is heard: SHA-256 of the mono samples between leading and trailing zeros, cut to 64 bits."
     samples, _ = decode(path)
     heard = np.trim_zeros(samples.mean(axis=1, dtype=np.float32))
-    return hashlib.sha256(heard.astype("<f4").tobytes()).hexdigest()[:16] if len(heard) else None
+    return digest_bytes(heard.astype("<f4").tobytes()) if len(heard) else None
 
 
 def recording(path: str | Path) -> Recording:

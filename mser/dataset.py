@@ -100,17 +100,16 @@ def pad(
 def frames_per_segment(
     store: FeatureStore, # where the frames are
     segment_seconds: float, # the length of one segment
-) -> int: # frames averaged into one segment; 1 for text, which has no hop
-    "How many frames to average so that one position lasts about `segment_seconds`."
-    hop = store.card.hop_seconds
-    return 1 if hop is None else max(1, round(segment_seconds/hop))
+) -> float: # frames averaged into one segment; 1 for text, which has no hop
+    "How many frames to average so that one position lasts `segment_seconds`, or a frame when that is longer."
+    return 1 if store.hop_seconds is None else store.pool_for(1/max(segment_seconds, store.hop_seconds))
 
 
 def modality(
     store: FeatureStore, # text or audio features
     ids: Sequence[str], # the utterances, in order
     mode: str, # "pooled" or "sequence"
-    segment_seconds: float = 0.1, # frames are averaged to about this length in sequence mode
+    segment_seconds: float = 0.1, # frames are averaged to this length in sequence mode
 ) -> tuple[Tensor, Tensor | None]: # [N, n, D], and the mask [N, n] or None
     "One modality of a corpus as a tensor."
     if check_choice(mode, ("pooled", "sequence"), "input mode") == "pooled":
@@ -124,7 +123,7 @@ def gather(
     text: FeatureStore, # text features
     audio: FeatureStore, # audio features
     mode: str = "pooled", # "pooled" or "sequence"
-    segment_seconds: float = 0.1, # frames are averaged to about this length in sequence mode
+    segment_seconds: float = 0.1, # frames are averaged to this length in sequence mode
 ) -> SpeechData:
     "Join labels and features by utterance id. Raises `InputError` when an utterance has no features."
     manifest = manifest.keep(label_set)

@@ -15,11 +15,11 @@ from typing import NamedTuple, Sequence
 import numpy as np, pandas as pd
 from tqdm import tqdm
 
-from .core import InputError, Skipped, attempt_each, check_choice, digest, digest_file, file_name
+from .core import InputError, Skipped, attempt_each, check_choice, digest, digest_file, file_name, whole_file
 from .encoders.base import Encoded, EncoderCard
 from .labels import LABEL_WORDS, VAD_ANCHORS, label_of
 from .manifest import UNKNOWN_SPEAKER, Manifest, make_manifest, write_manifest
-from .store import FeatureStore, store_fingerprint, write_store, written
+from .store import FeatureStore, store_fingerprint, write_store
 from .unpickle import load_pickle, reason, short
 
 # %% ../nbs/06b_exchange.ipynb #5db38d3f
@@ -245,7 +245,7 @@ def export_lists(
         items = [{"text_embed": torch.tensor(text), "audio_embed": torch.tensor(audio), "label": torch.tensor(code[label])}
                  for text, audio, label in zip(*columns, part.label)]
         path = Path(folder)/f"{file_name(f'{corpus}_{split}' if split else corpus)}.pkl"
-        with written(path) as temporary: temporary.write_bytes(pickle.dumps(items))
-        with written(path.with_suffix(".csv")) as temporary: part.to_csv(temporary, index=False)
+        with whole_file(path) as temporary: temporary.write_bytes(pickle.dumps(items))
+        with whole_file(path.with_suffix(".csv")) as temporary: part.to_csv(temporary, index=False)
         paths.append(path)
     return paths

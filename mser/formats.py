@@ -17,11 +17,11 @@ from typing import Iterable, Iterator, Sequence
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from tqdm import tqdm
 
-from .core import InputError, digest, digest_file
+from .core import InputError, cannot_write, digest, digest_file, whole_file
 from .encoders.base import Encoded, EncoderCard, told
 from .exchange import MODALITIES, Features, Listed, check_features, save_features
 from .manifest import MANIFEST_COLUMNS, NUMBERS, Manifest
-from .store import FeatureStore, written
+from .store import FeatureStore
 
 # %% ../nbs/06d_formats.ipynb #3a6e9523
 MARKS = ("truncated", "silent")
@@ -83,7 +83,7 @@ def export_arrays(
     table, ids = features.manifest.table, features.manifest.ids
     names = {name: table[name].fillna("").to_numpy(str) for name in ("id", "label", "speaker", "split")}
     names["manifest"] = np.frombuffer(table.to_parquet(index=False), np.uint8)
-    with written(Path(path)) as part, zipfile.ZipFile(part, "w") as archive:
+    with whole_file(Path(path)) as part, zipfile.ZipFile(part, "w") as archive:
         for name, array in names.items(): add_array(archive, name, array.shape, [array], array.dtype.str)
         for modality in MODALITIES: add_modality(archive, modality, getattr(features, modality), ids, frames, progress)
     return Path(path)
@@ -216,13 +216,15 @@ def whole_folder(
     "Make a folder that takes its name only when the body has succeeded. Raises `InputError` when there is one already."
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError("there is something already", "Delete it, or name another folder", path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent, ignore_cleanup_errors=True) as temporary:
-        part = Path(temporary)/path.name
-        part.mkdir()
-        try: yield part
-        except InputError as e: raise InputError(e.problem, e.remedy, path) from e
-        part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent, ignore_cleanup_errors=True) as temporary:
+            part = Path(temporary)/path.name
+            part.mkdir()
+            yield part
+            part.replace(path)
+    except InputError as e: raise InputError(e.problem, e.remedy, path) from e
+    except OSError as e: raise cannot_write(e, path) from e
 
 
 def export_dataset(
@@ -237,9 +239,9 @@ def export_dataset(
     parts = {HUB_SPLITS[split]: rows["id"].tolist() for split, rows in table.groupby(table.split.fillna(""))}
     with whole_folder(Path(folder)) as place:
         for name, ids in parts.items():
-            with written(place/"data"/f"{name}-00000-of-00001.parquet") as part, pq.ParquetWriter(part, schema) as writer:
+            with whole_file(place/"data"/f"{name}-00000-of-00001.parquet") as part, pq.ParquetWriter(part, schema) as writer:
                 for block in id_blocks(ids, progress, f"export {name}"): writer.write_table(dataset_block(features, block, schema))
-        with written(place/"README.md") as part: part.write_text(dataset_card(features, list(parts)), encoding="utf-8")
+        with whole_file(place/"README.md") as part: part.write_text(dataset_card(features, list(parts)), encoding="utf-8")
     return Path(folder)
 
 # %% ../nbs/06d_formats.ipynb #b6e414d3

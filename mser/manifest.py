@@ -224,8 +224,10 @@ def read_even(
     path: str | Path, # where it came from, for the message
 ) -> pd.DataFrame: # all columns as text
     "Read a CSV whose rows are as long as its header. Raises `InputError` for another row or a repeated column, `ValueError` for no table."
+    usual = csv.field_size_limit(len(text) + 1)  # a field may be as long as it is; the limit is the whole process's
     try: header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if len(row) > 1 or "".join(row).strip()] or [[]]
     except csv.Error as e: raise ValueError(str(e)) from e
+    finally: csv.field_size_limit(usual)
     if twice := [name for i, name in enumerate(header) if name and name in header[:i]]:
         raise InputError(f"column {twice[0]!r} is there more than once", "Keep one of them", path)
     for n, row in enumerate(rows, 1):

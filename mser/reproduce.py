@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_CORPORA', 'STAGES', 'RENDERED', 'Request', 'parse_corpora', 'experiment_notebooks', 'check_parameters',
-           'Executed', 'execute', 'commit', 'provenance', 'check_request', 'remove_empty', 'clear', 'remove_older',
-           'notebook_parameters', 'reproduce']
+           'QuietKernel', 'last_words', 'run_notebook', 'Executed', 'execute', 'commit', 'provenance', 'check_request',
+           'remove_empty', 'clear', 'remove_older', 'notebook_parameters', 'reproduce']
 
 # %% ../nbs/32_reproduce.ipynb #5742d82d
-import os, platform, shutil, subprocess, sys, time
+import logging, os, platform, shutil, signal, subprocess, sys, time
 from pathlib import Path
 from typing import NamedTuple, Sequence
 
 import papermill
+from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
+from traitlets import Unicode
+from traitlets.config import Config
 
-from .core import InputError, check_choice, parse_corpus, project_root, read_json, whole_file, workspace, write_json
+from .core import InputError, cannot_write, check_choice, parse_corpus, project_root, read_json, whole_file, workspace, write_json
 from .corpora.registry import corpus
 from .encoders.registry import checked_parts
 from .labels import LABEL_SETS
@@ -78,6 +81,51 @@ def check_parameters(
     known = papermill.inspect_notebook(str(notebook))
     for name in parameters: check_choice(name, known, f"parameter of {notebook.name}")
 
+# %% ../nbs/32_reproduce.ipynb #36bb53ca
+class QuietKernel(AsyncKernelManager):
+    "A kernel whose process prints to a file instead of the terminal; when it dies, the file says how."
+    words = Unicode(help="the file").tag(config=True)
+
+    async def start_kernel(self, **kw) -> None:
+        with open(self.words, "wb") as f: await super().start_kernel(stdout=f, stderr=f, **kw)
+
+    async def cleanup_resources(self, restart: bool = False) -> None:
+        status = await self.provisioner.poll() if self.provisioner else None # 0 after an orderly end
+        if status and not restart:
+            how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
+            with open(self.words, "a", encoding="utf-8") as f: f.write(f"\n{how}\n")
+        await super().cleanup_resources(restart)
+
+# %% ../nbs/32_reproduce.ipynb #22b338c3
+def last_words(
+    words: Path, # what `QuietKernel` wrote
+) -> str: # one line
+    "How a kernel ended: the last thing its process said, and the signal or exit code."
+    lines = [line.strip() for line in words.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return ", ".join(reversed(lines[-2:]))
+
+
+def run_notebook(
+    notebook: Path,
+    target: Path, # the executed notebook
+    parameters: dict,
+    words: Path, # what its process prints; kept only when the process dies
+) -> None:
+    "Run a notebook with papermill: what its cells write to stderr is shown, what its process prints is not. Raises `RuntimeError` when the process dies."
+    logging.getLogger("papermill").addHandler(logging.NullHandler()) # what it would print is in the error that it raises
+    for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}.items(): os.environ.setdefault(name, value) # for the kernel
+    own = ["--IPKernelApp.log_level=40", "--IPKernelApp.capture_fd_output=False"] # descriptors 1 and 2 are the process's, not a cell's
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        papermill.execute_notebook(str(notebook), str(target), parameters, cwd=str(notebook.parent), progress_bar=False, stderr_file=sys.stderr,
+                                   kernel_manager_class=QuietKernel, config=Config(QuietKernel={"words": str(words)}), extra_arguments=own)
+    except RuntimeError as e: raise RuntimeError(f"{e}: {last_words(words)}") from e
+    except OSError as e: raise cannot_write(e, target) from e
+    except PapermillExecutionError:
+        words.unlink(missing_ok=True)
+        raise
+    words.unlink(missing_ok=True)
+
 # %% ../nbs/32_reproduce.ipynb #8dacb23c
 class Executed(NamedTuple):
     "An experiment notebook that was run."
@@ -96,15 +144,13 @@ def execute(
     check_parameters(notebook, parameters)
     target, start, failure = out/"notebooks"/notebook.name, time.perf_counter(), ""
     finished = lambda: sum(1 for _ in out.glob("runs/*/metrics.json"))
-    target.parent.mkdir(parents=True, exist_ok=True)
     before = finished()
-    for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}.items(): os.environ.setdefault(name, value) # for the kernel
     with whole_file(target) as part: # a notebook that refuses its input is not kept
-        try: papermill.execute_notebook(str(notebook), str(part), parameters, cwd=str(notebook.parent), progress_bar=False, stderr_file=sys.stderr,
-                                        extra_arguments=["--IPKernelApp.log_level=40"]) # no warnings of the kernel's own
+        try: run_notebook(notebook, part, parameters, target.with_suffix(".log"))
         except PapermillExecutionError as e:
             if e.ename == "InputError": raise InputError(*_split_message(e.evalue)) from e
             failure = f"{e.ename}: {e.evalue}"
+        except RuntimeError as e: failure = str(e)
     notebook_page(target)
     return Executed(notebook.stem, round(time.perf_counter() - start, 1), finished() - before, failure)
 

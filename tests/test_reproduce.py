@@ -2,6 +2,7 @@
 import os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 
@@ -172,6 +173,20 @@ def test_bad_recording_is_refused_and_leaves_no_result(copy_of_small_emodb, tmp_
     spoil(copy_of_small_emodb)
     refused(reproduce(f"emodb={copy_of_small_emodb}", tmp_path/"out"), name)
     assert not (tmp_path/"out").exists()
+
+
+NOISY = "import atexit, os, sys; atexit.register(os.write, 2, b'ERROR of the process\\n'); os.write(2, b'raw\\n'); print('of a cell', file=sys.stderr)"
+KILLED = "import os; os.write(2, b'cannot allocate\\n'); os.kill(os.getpid(), 9)"
+EXECUTE = "import sys; from pathlib import Path; from mser.reproduce import execute; print(execute(Path(sys.argv[1]), {}, Path(sys.argv[2])).failure)"
+
+
+@pytest.mark.parametrize("source, shown, failure", [(NOISY, "of a cell\n", ""), (KILLED, "", "Kernel died: killed by SIGKILL, cannot allocate")])
+def test_what_a_kernel_prints_itself_stays_off_the_terminal(tmp_path, source, shown, failure):
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=kernel), tmp_path/"some.ipynb")
+    done = subprocess.run([sys.executable, "-c", EXECUTE, tmp_path/"some.ipynb", tmp_path/"out"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr, done.stdout) == (0, shown, failure + "\n")
+    assert (tmp_path/"out"/"notebooks"/"some.html").exists()
 
 
 def test_skip_bad_lists_what_it_skipped(copy_of_small_emodb, tmp_path):
