@@ -323,7 +323,9 @@ def segment_pool(self: FeatureStore,
     seconds: float, # length of a segment
 ) -> float: # frames to average
     "How many frames to average for segments of a length; words are not averaged. Raises `InputError` for segments shorter than a frame."
-    return 1 if self.hop_seconds is None else self.pool_for(1/seconds if seconds > 0 else 0)
+    if (hop := self.hop_seconds) is None: return 1
+    if seconds < (1 - SLACK)*hop: raise InputError(f"segments of {seconds:g} s are shorter than a frame of {hop:g} s", "Use longer segments", self.path)
+    return self.pool_for(1/seconds)
 
 # %% ../nbs/06_store.ipynb #347e064a
 @patch
