@@ -24,7 +24,7 @@ from .losses import vad_targets
 from .manifest import Manifest
 from .store import FeatureStore
 
-# %% ../nbs/08_dataset.ipynb #9c56f2de
+# %% ../nbs/08_dataset.ipynb #73db0904
 class Source:
     "Vectors [n, dim] of one type. How a run of rows is read is for each kind of source to say."
     def __init__(self, n: int, dim: int, dtype: torch.dtype): self.n, self.dim, self.dtype = n, dim, dtype
@@ -63,7 +63,7 @@ class Resident(Source):
     def read(self, start: int, into: np.ndarray) -> None: into[:] = self.bytes[start:start + len(into)]
     def rows(self, index: Tensor) -> Tensor: return self.values[index].float()
 
-# %% ../nbs/08_dataset.ipynb #ec11f99e
+# %% ../nbs/08_dataset.ipynb #bc83a178
 class FlatFile(Source):
     "Vectors in a file that holds nothing else. Raises `InputError` for a file that is not there or has another size."
     def __init__(self,
@@ -85,7 +85,7 @@ class FlatFile(Source):
         if os.preadv(self.file.fileno(), [into], start*self.row_bytes) != into.nbytes:  # safe in threads: there is no position to share
             raise InputError(f"ends before vector {start + len(into)} of {self.n}", "Delete it and run again", self.path)
 
-# %% ../nbs/08_dataset.ipynb #95671c5b
+# %% ../nbs/08_dataset.ipynb #51224c08
 class Joined(Source):
     "Sources of one width, one after the other; of the type that they share, or of float32."
     def __init__(self, parts: Sequence[Source]):
@@ -99,7 +99,7 @@ class Joined(Source):
         if part.dtype == self.dtype: part.read(start, into)
         else: into[:] = part.copy(torch.tensor([start]), torch.tensor([len(into)]), torch.tensor([0]), len(into)).view(torch.uint8).numpy()
 
-# %% ../nbs/08_dataset.ipynb #8f8b88d2
+# %% ../nbs/08_dataset.ipynb #59455820
 CHUNK = 2**22  # numbers that are read at a time when all vectors are gone through: 16 MiB
 
 
@@ -138,6 +138,10 @@ class Ragged:
         window = (self.counts.cumsum(0) - self.counts)//max(1, CHUNK//self.dim)  # [N]
         sizes = window.unique_consecutive(return_counts=True)[1]
         return (self.at(index) for index in torch.arange(len(self)).split(sizes.tolist()))
+
+    def vectors(self) -> Iterator[Tensor]: # [n, D] each
+        "All vectors, without padding, some at a time."
+        return (part.packed() for part in self.chunks())
 
     def means(self) -> Tensor: # [N, D]
         "The mean of each utterance's vectors; zero where it lacks the modality."
@@ -205,7 +209,7 @@ class SpeechData:
             raise InputError(f"{len(unknown)} of {len(ids)} utterances are not in the data, the first is {unknown[0]!r}", "Take ids of this corpus")
         return self.at(torch.tensor([self.row_of[name] for name in ids], dtype=torch.long))
 
-# %% ../nbs/08_dataset.ipynb #6bd773d3
+# %% ../nbs/08_dataset.ipynb #66895228
 def ragged_of(
     values: Tensor, # [N, n, D]
     mask: Tensor | None = None, # [N, n], true where there is a vector, and these come first; None when n is 1
@@ -231,7 +235,7 @@ def padded_data(
     text, audio = (None if v is None else ragged_of(v, m) for v, m in ((text, text_mask), (audio, audio_mask)))
     return SpeechData(tuple(ids), text, audio, labels, torch.zeros(len(labels), 3) if vad is None else vad, torch.zeros_like(labels))
 
-# %% ../nbs/08_dataset.ipynb #7b5a0e4d
+# %% ../nbs/08_dataset.ipynb #b8f11354
 def _joined(parts: Sequence[Ragged | None], sizes: Sequence[int], name: str) -> Ragged | None:
     "One modality of several corpora."
     held = [p for p in parts if p is not None]
@@ -258,7 +262,7 @@ def concat(
     corpus = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(sizes))
     return SpeechData(ids, text, audio, torch.cat([p.labels for p in parts]), torch.cat([p.vad for p in parts]), corpus)
 
-# %% ../nbs/08_dataset.ipynb #7bd63cff
+# %% ../nbs/08_dataset.ipynb #eefd76be
 RESIDENT = 2**29  # bytes of one modality that are kept in memory
 
 
@@ -308,7 +312,7 @@ def modality(
     else: vectors = sequences(store, held, store.segment_pool(segment_seconds), resident)
     return vectors if there.all() else vectors.spread(there)
 
-# %% ../nbs/08_dataset.ipynb #a3b8241f
+# %% ../nbs/08_dataset.ipynb #115755a2
 def check_features(
     ids: Sequence[str],
     stores: Sequence[FeatureStore], # one per modality
