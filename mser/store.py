@@ -13,7 +13,7 @@ import json, sys, time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import Iterable, Iterator, Sequence
 
 import ml_dtypes, numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -361,7 +361,7 @@ def write_flat(
     "Write averaged frames of all utterances. Raises `InputError` when the disk is full."
     for part in path.parent.glob(f".part-*{FLAT}"): part.unlink()  # of a writer that was killed
     bar = tqdm(total=store.group_counts(pool).sum(), desc=f"flat file of {store.path.name}", unit="vec", unit_scale=True, file=sys.stderr, delay=2)
-    with written(path) as part, open(part, "wb") as f, bar:
+    with whole_file(path) as part, open(part, "wb") as f, bar:
         for vectors in store.averaged(np.arange(len(store)), pool):
             f.write(vectors.view(np.uint8))
             bar.update(len(vectors))
