@@ -195,3 +195,13 @@ def test_a_field_more_or_less_in_any_row_is_refused_with_its_number(table, data)
         rows[n] = data.draw(st.sampled_from([rows[n][:-1], rows[n] + ["x"], rows[n][:3] + ["x"] + rows[n][3:]]))
         with open(path, "w", newline="", encoding="utf-8") as file: csv.writer(file).writerows(rows)
         with pytest.raises(InputError, match=rf"m\.csv: row {n} has length {len(rows[n])}, the header {len(rows[0])}"): read_manifest(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_text_of_any_length_is_read_again(tmp_path, suffix):
+    "Python's reader of CSV refuses fields of more than 131,072 characters unless it is told."
+    long = make_manifest(pd.DataFrame({"id": ["u1", "u2"], "corpus": "c", "text": ["a,\"b\n"*100_000, "short"], "label": "neutral", "speaker": "s"}))
+    limit = csv.field_size_limit()
+    write_manifest(long, tmp_path/f"m{suffix}")
+    assert read_manifest(tmp_path/f"m{suffix}").table.text.tolist() == long.table.text.tolist()
+    assert csv.field_size_limit() == limit
