@@ -217,7 +217,8 @@ def ragged_of(
     "Padded to ragged. Raises `InputError` for a mask that has a gap, and for a missing one."
     if mask is None: mask = torch.ones(values.shape[:2], dtype=torch.bool)
     lengths = mask.sum(1)
-    if not torch.equal(mask, torch.arange(mask.shape[1]) < lengths[:, None]): raise InputError("a mask has a gap", "Put vectors first and padding last")
+    if not torch.equal(mask, torch.arange(mask.shape[1]) < lengths[:, None]):
+        raise InputError("a mask has a gap", "Put vectors first and padding last")
     return Ragged(Resident(values[mask]), lengths.cumsum(0) - lengths, None if (lengths == 1).all() else lengths)
 
 

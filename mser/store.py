@@ -310,7 +310,8 @@ def segment_pool(self: FeatureStore,
 ) -> float: # frames to average
     "How many frames to average for segments of a length; words are not averaged. Raises `InputError` for segments shorter than a frame."
     if (hop := self.hop_seconds) is None: return 1
-    if seconds < (1 - SLACK)*hop: raise InputError(f"segments of {seconds:g} s are shorter than a frame of {hop:g} s", "Use longer segments", self.path)
+    if seconds < (1 - SLACK)*hop:
+        raise InputError(f"segments of {seconds:g} s are shorter than a frame of {hop:g} s", "Use longer segments", self.path)
     return self.pool_for(1/seconds)
 
 # %% ../nbs/06_store.ipynb #347e064a
@@ -360,7 +361,8 @@ def write_flat(
 ) -> None:
     "Write averaged frames of all utterances. Raises `InputError` when the disk is full."
     for part in path.parent.glob(f".part-*{FLAT}"): part.unlink()  # of a writer that was killed
-    bar = tqdm(total=store.group_counts(pool).sum(), desc=f"flat file of {store.path.name}", unit="vec", unit_scale=True, file=sys.stderr, delay=2)
+    bar = tqdm(total=store.group_counts(pool).sum(), desc=f"flat file of {store.path.name}", unit="vec", unit_scale=True,
+               file=sys.stderr, delay=2, mininterval=1)
     with whole_file(path) as part, open(part, "wb") as f, bar:
         for vectors in store.averaged(np.arange(len(store)), pool):
             f.write(vectors.view(np.uint8))

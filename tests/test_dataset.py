@@ -1,4 +1,4 @@
-"""Training data from memory or a file: equal to plain padding for any lengths, whole after a kill, written once by several processes, small in memory."""
+"Training data from memory or a file: equal to plain padding for any lengths, whole after a kill, written once by several processes, small in memory."
 import multiprocessing, os, signal, subprocess, sys
 from pathlib import Path
 
@@ -64,7 +64,8 @@ def test_a_batch_is_the_padded_utterances(tmp_path_factory, rows, data, in_file)
 
 def speech(rows: list[torch.Tensor], name: str, folder: Path | None = None) -> SpeechData:
     n = len(rows)
-    return SpeechData(tuple(f"{name}{i}" for i in range(n)), ragged(rows, folder), None, torch.arange(n), torch.rand(n, 3), torch.zeros(n, dtype=torch.long))
+    ids = tuple(f"{name}{i}" for i in range(n))
+    return SpeechData(ids, ragged(rows, folder), None, torch.arange(n), torch.rand(n, 3), torch.zeros(n, dtype=torch.long))
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -101,10 +102,11 @@ def test_going_through_all_vectors_in_parts_is_going_through_them_at_once(rows, 
     torch.testing.assert_close(std, torch.cat(rows).double().std(0, correction=0), atol=1e-5, rtol=1e-5)
 
 
-def store(folder: Path, lengths, dim: int = 5, hop: float | None = 0.02, dtype: str = "bfloat16", seed: int = 0, modality: str = "audio") -> FeatureStore:
+def store(folder: Path, lengths, hop: float | None = 0.02, dtype: str = "bfloat16", seed: int = 0, modality: str = "audio") -> FeatureStore:
+    "Noise, 5 numbers a frame."
     rng = np.random.default_rng(seed)
-    card = EncoderCard(name="noise", modality=modality, frame_dim=dim, utterance_dim=2, hop_seconds=hop, pretraining="none", licence="MIT")
-    stream = ((f"u{i:03}", Encoded(rng.standard_normal((n, dim), dtype=np.float32), np.ones(2, np.float32))) for i, n in enumerate(lengths))
+    card = EncoderCard(name="noise", modality=modality, frame_dim=5, utterance_dim=2, hop_seconds=hop, pretraining="none", licence="MIT")
+    stream = ((f"u{i:03}", Encoded(rng.standard_normal((n, 5), dtype=np.float32), np.ones(2, np.float32))) for i, n in enumerate(lengths))
     return write_store(folder, card, stream, "noise", dtype, shard_size=7)
 
 
@@ -122,7 +124,8 @@ def test_sequences_are_the_averaged_frames_wherever_they_lie(tmp_path_factory, l
 @pytest.fixture
 def corpus(tmp_path) -> tuple:
     n = 40
-    table = pd.DataFrame({"id": [f"u{i:03}" for i in range(n)], "corpus": "noise", "text": "-", "speaker": "s", "label": np.resize(label_set("4").classes, n)})
+    table = pd.DataFrame({"id": [f"u{i:03}" for i in range(n)], "corpus": "noise", "text": "-", "speaker": "s"})
+    table["label"] = np.resize(label_set("4").classes, n)
     text = store(tmp_path/"text", [2 + i % 4 for i in range(n)], hop=None, seed=1, modality="text")
     return make_manifest(table), label_set("4"), text, store(tmp_path/"audio", [20 + i for i in range(n)], seed=2)
 
@@ -222,5 +225,6 @@ print(peak() - before, n*dim*4//2**20)
 
 def test_reading_all_of_a_file_does_not_make_the_process_larger(tmp_path):
     with open(tmp_path/"zeros", "wb") as f: f.truncate(1600*16384*4)  # a hole: it takes no room
-    grown, size = map(int, subprocess.run([sys.executable, "-c", READ_ALL, tmp_path/"zeros"], capture_output=True, text=True, check=True).stdout.split())
+    done = subprocess.run([sys.executable, "-c", READ_ALL, tmp_path/"zeros"], capture_output=True, text=True, check=True)
+    grown, size = map(int, done.stdout.split())
     assert size == 100 and grown < 20
