@@ -164,6 +164,9 @@ _COLOURS = {State.done: "green", State.computing: "cyan", State.failed: "red", S
 def _all_runs(out: Sequence[Path] | None) -> list[StoredRun]: return [run for store in find_stores(out) for run in runs_in(store)]
 
 
+def _count(n: int) -> str: return f"{n:,} run{'s'*(n != 1)}"
+
+
 def _find(out: Sequence[Path] | None, *texts: str) -> list[StoredRun]:
     "Runs by hash or folder; stores are looked into only for hashes."
     runs = [] if all((Path(text)/"spec.json").exists() for text in texts) else _all_runs(out)
@@ -222,7 +225,7 @@ def list_(
     if as_json: print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
         for workspace in dict.fromkeys(row["workspace"] for row in rows): print_rows([r for r in rows if r["workspace"] == workspace], workspace)
-        print(f"{len(rows):,} runs")
+        print(_count(len(rows)))
 
 # %% ../nbs/43_cli_runs.ipynb #2497b61e
 def flatten(
@@ -495,4 +498,4 @@ def gc(
         n, size = n + len(found.goes), size + sum(run.size for run in found.goes)
         if yes:
             for run in _delete_all(found, stray): print(f"kept: {run.hash}, which changed or is being computed"); n -= 1
-    print(f"{n:,} runs deleted" if yes else f"{n:,} runs may go, {size/1e6:,.2f} MB. Nothing was deleted: add --yes" if n else "nothing to clear away")
+    print(f"{_count(n)} deleted" if yes else f"{_count(n)} may go, {size/1e6:,.2f} MB. Nothing was deleted: add --yes" if n else "nothing to clear away")

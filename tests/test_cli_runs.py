@@ -183,7 +183,7 @@ def test_gc_shows_first_and_deletes_on_request(here, store, tmp_path):
     assert code == 0 and "4 runs may go" in out and "Nothing was deleted" in out and sorted(path for path in tmp_path.rglob("*")) == before
     for folder, why in ((old, "outdated"), (killed, "unfinished"), (failed, "failed"), (broken, "damaged")):
         assert any(folder.name in line and why in line for line in out.splitlines()), why
-    assert here("gc", "--out", "work", "--only", "failed", "--yes", cwd=tmp_path)[1].endswith("1 runs deleted\n")
+    assert here("gc", "--out", "work", "--only", "failed", "--yes", cwd=tmp_path)[1].endswith("1 run deleted\n")
     assert names(store) == {f.name for f in (done, old, killed, fresh, broken)}
     assert here("gc", "--out", "work", "--yes", cwd=tmp_path)[1].endswith("3 runs deleted\n")
     assert names(store) == {done.name, fresh.name} and not (done/".part-x.json").exists() and store.done(spec())
