@@ -112,7 +112,8 @@ def label_of(
     if kind == "linear_probe": return ", ".join(["linear probe", *(method["modalities"] if len(method.get("modalities", ())) == 1 else ())])
     if kind != "network": return {"majority": "majority class"}.get(kind, kind.replace("_", " "))
     if model.get("modalities", "both") != "both": return f"{model['modalities']} only"
-    without = [name.upper() for name in ("vga", "eaaf", "micl") if model.get(name) is False or name == "micl" and (method.get("loss") or {}).get("contrastive") == 0]
+    off = {"micl"} if (method.get("loss") or {}).get("contrastive") == 0 else set()
+    without = [name.upper() for name in ("vga", "eaaf", "micl") if name in off or model.get(name) is False]
     return {0: "full model", 3: "cross-attention"}.get(len(without), f"without {', '.join(without)}")
 
 # %% ../nbs/43_cli_runs.ipynb #13275d4e
@@ -135,7 +136,8 @@ def runs_in(store: Path) -> list[StoredRun]:
 def _named(runs: Iterable[StoredRun], limit: int = 4) -> str:
     "Runs in a message: hash and what it is."
     runs = list(runs)
-    said = [f"{r.hash} ({label_of(r.spec)}, {r.data.get('corpus', 'corpus unknown')}, fold {r.spec.get('fold', '?')}, seed {r.spec.get('seed', '?')}, in {r.workspace.name})" for r in runs[:limit]]
+    said = [f"{r.hash} ({label_of(r.spec)}, {r.data.get('corpus', 'corpus unknown')}, fold {r.spec.get('fold', '?')}, "
+            f"seed {r.spec.get('seed', '?')}, in {r.workspace.name})" for r in runs[:limit]]
     return "; ".join(said) + (f"; and {len(runs) - limit} more" if len(runs) > limit else "")
 
 
@@ -178,9 +180,9 @@ def as_row(
 ) -> dict: # hash, workspace, folder, label, corpus, mode, fold, seed, state, failure, val_ua, test_ua, seconds, code
     "A run as one line of a table; None for what it does not have."
     ua = {f"{part}_ua": (run.metrics.get(part) or {}).get("ua") for part in ("val", "test")}
-    return {"hash": run.hash, "workspace": run.workspace.name, "folder": str(run.folder), "label": label_of(run.spec), "corpus": run.data.get("corpus"), "mode": run.data.get("mode"),
-            "fold": run.spec.get("fold"), "seed": run.spec.get("seed"), "state": run.state.value, "failure": run.failure or None, **ua,
-            "seconds": run.read("environment").get("seconds"), "code": run.spec.get("code")}
+    return {"hash": run.hash, "workspace": run.workspace.name, "folder": str(run.folder), "label": label_of(run.spec),
+            "corpus": run.data.get("corpus"), "mode": run.data.get("mode"), "fold": run.spec.get("fold"), "seed": run.spec.get("seed"),
+            "state": run.state.value, "failure": run.failure or None, **ua, "seconds": run.read("environment").get("seconds"), "code": run.spec.get("code")}
 
 
 def _number(value, form: str = ".3f") -> str: return "" if value is None else f"{value:{form}}"
@@ -189,12 +191,13 @@ def _number(value, form: str = ".3f") -> str: return "" if value is None else f"
 def print_rows(rows: Sequence[dict], title: str) -> None:
     "Runs as a table."
     table = Table(title=title, title_justify="left", title_style="")
-    for name in ("run", "what", "corpus"): table.add_column(name, no_wrap=name == "run")
+    for name in ("run", "what", "corpus", "mode"): table.add_column(name, no_wrap=name == "run")
     for name in ("fold", "seed", "val UA", "test UA", "seconds"): table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state")
     for r in rows:
         state = f"[{_COLOURS[State(r['state'])]}]{r['state']}[/]" + (f": {r['failure']}" if r["failure"] else "")
-        table.add_row(r["hash"], r["label"], r["corpus"], _number(r["fold"], "d"), _number(r["seed"], "d"), _number(r["val_ua"]), _number(r["test_ua"]), _number(r["seconds"], ".1f"), state)
+        numbers = _number(r["fold"], "d"), _number(r["seed"], "d"), _number(r["val_ua"]), _number(r["test_ua"]), _number(r["seconds"], ".1f")
+        table.add_row(r["hash"], r["label"], r["corpus"], r["mode"], *numbers, state)
     Console().print(table)
 
 # %% ../nbs/43_cli_runs.ipynb #205aa1fd
@@ -290,7 +293,8 @@ def print_history(run: StoredRun) -> None:
     except (OSError, ValueError): return
     for name in history.columns.drop("epoch", errors="ignore"):
         if len(values := history[name]) and pd.api.types.is_numeric_dtype(values):
-            print(f"  {name:14} {sparkline(list(values.astype(float)))}  first {values.iloc[0]:.3g}, lowest {values.min():.3g}, highest {values.max():.3g}, last {values.iloc[-1]:.3g}")
+            print(f"  {name:14} {sparkline(list(values.astype(float)))}  first {values.iloc[0]:.3g}, "
+                  f"lowest {values.min():.3g}, highest {values.max():.3g}, last {values.iloc[-1]:.3g}")
 
 # %% ../nbs/43_cli_runs.ipynb #28e8c345
 @runs_app.command()
@@ -309,7 +313,8 @@ def show(
     for name, value in flatten(found.spec).items(): print(f"  {name:28} {value}")
     if found.metrics:
         parts = [p for p in ("val", "test") if isinstance(found.metrics.get(p), dict)]
-        _grid("scores", ["part", *METRICS.values(), "utterances"], ([p, *(_number(found.metrics[p].get(m)) for m in METRICS), str(found.metrics.get(f"n_{p}", ""))] for p in parts))
+        _grid("scores", ["part", *METRICS.values(), "utterances"],
+              ([p, *(_number(found.metrics[p].get(m)) for m in METRICS), str(found.metrics.get(f"n_{p}", ""))] for p in parts))
         print_classes(found)
     if "epochs" in found.metrics: print(f"{found.metrics['epochs']} epochs, weights of epoch {found.metrics.get('best_epoch')}")
     print_history(found)
@@ -461,8 +466,8 @@ def print_plan(store: Path, found: Plan, stray: Sequence[Path]) -> None:
     "What may go from a store, and what stays because another run needs it."
     if found.goes:
         _grid(f"{store.parent.name}: may go", ["run", "what", "corpus", "fold", "seed", "why", "size", "last written"],
-              ([r.hash, label_of(r.spec), r.data.get("corpus", ""), str(r.spec.get("fold", "")), str(r.spec.get("seed", "")), kind.value + (f": {r.failure}" if r.failure else ""),
-                f"{r.size/1e6:,.2f} MB", _age(time.time() - r.touched)] for r, kind in found.goes.items()))
+              ([r.hash, label_of(r.spec), r.data.get("corpus", ""), str(r.spec.get("fold", "")), str(r.spec.get("seed", "")),
+                kind.value + (f": {r.failure}" if r.failure else ""), f"{r.size/1e6:,.2f} MB", _age(time.time() - r.touched)] for r, kind in found.goes.items()))
     for run, child in found.needed.items(): print(f"kept: {run.hash}, which {child} starts from")
     if stray: print(f"{len(stray):,} leftovers of killed processes")
 
