@@ -23,7 +23,7 @@ from .model import MultimodalSER
 from .parallel import process_pool
 from .prepare import prepare_simulated, prepare_splits
 from .runs import RunSpec, RunStore, Value, code_fingerprint, parts_of, run_many
-from .stats import cohens_dz, mean_interval
+from .stats import compare, mean_interval
 from .training import TrainConfig
 
 # %% ../nbs/26_evidence.ipynb #11edd416
@@ -120,25 +120,15 @@ def measure(
     return pd.DataFrame([{"mode": t.mode, "case": t.case, "seed": t.seed, **ask(t)} for t in trials])
 
 
-def _difference(values: pd.Series, reference: pd.Series) -> dict[str, float]:
-    "A case's mean and its paired difference from another, both indexed by seed."
-    if set(values.index) != set(reference.index): raise InputError("the cases do not have the same seeds", "Run both with as many")
-    d = (values - reference.loc[values.index]).to_numpy()
-    change = mean_interval(d)
-    return {"mean": values.mean(), "difference": change.mean, "low": change.low, "high": change.high, "d_z": cohens_dz(d), "seeds": len(d)}
-
-
 def paired(
     table: pd.DataFrame, # from `measure`
     name: str, # which number
     against: str, # the case that the others are compared with
+    p_values: bool = False, # add the p values of the paired t-tests, after Holm's correction over all of them
 ) -> pd.DataFrame: # per mode and case: mean, difference, low, high, d_z, seeds
     "Each case against one of them, seed by seed. Raises `InputError` for an unknown case or unequal seeds."
-    values = table.set_index(["mode", "case", "seed"])[name].sort_index()
-    if against not in set(table["case"]): raise InputError(f"no case {against!r}", f"Known: {', '.join(table['case'].unique())}")
-    rows = {(mode, case): _difference(values[mode, case], values[mode, against])
-            for mode, case in table[["mode", "case"]].drop_duplicates().itertuples(index=False) if case != against}
-    return pd.DataFrame(rows).T.rename_axis(["mode", "case"]).astype({"seeds": int})
+    found = compare(table, name, against, by="case", within=["mode"], test="t").rename(columns={"n": "seeds", "p_holm": "p, Holm"})
+    return found[["mean", "difference", "low", "high", "d_z", "seeds", "p, Holm"][:None if p_values else -1]]
 
 # %% ../nbs/26_evidence.ipynb #f872644b
 def summary(
