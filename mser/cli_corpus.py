@@ -7,7 +7,7 @@ __all__ = ['corpus_app', 'check_pattern', 'read_corpus', 'open_corpus', 'open_sp
            'audit', 'fold_rows', 'left_out_line', 'splits', 'portable', 'manifest_']
 
 # %% ../nbs/41_cli_corpus.ipynb #e5317986
-import re, sys
+import os, re, sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -230,7 +230,7 @@ def portable(manifest, folder: Path): # a Manifest
     if manifest.root is None or manifest.table.audio.isna().all(): return manifest
     folder = folder.resolve()
     places = [None if path is None else (manifest.root/path).resolve() for path in manifest.table.audio.astype(object).where(manifest.table.audio.notna(), None)]
-    paths = [place and str(place.relative_to(folder) if place.is_relative_to(folder) else place) for place in places]
+    paths = [place and Path(os.path.relpath(place, folder)).as_posix() for place in places]
     return replace(manifest, table=manifest.table.assign(audio=paths), root=folder)
 
 
