@@ -160,17 +160,15 @@ class RunStore:
         if result.model is not None: result.model.save_pretrained(folder)
         write_json(folder/"environment.json", environment() | {"seconds": round(seconds, 2)})
         write_json(folder/"metrics.json", result.metrics)
-        for name in ("checkpoint.pt", "failure.json"): (folder/name).unlink(missing_ok=True)
+        for name in ("checkpoint.pt", "failed.json"): (folder/name).unlink(missing_ok=True)
 
     def fail(self, spec: RunSpec, reason: str) -> None:
         "Note why a run cannot be finished."
-        folder = self.folder(spec.hash)
-        write_json(folder/"spec.json", spec.model_dump(mode="json"))
-        write_json(folder/"failure.json", {"reason": reason})
-        (folder/"checkpoint.pt").unlink(missing_ok=True)
+        write_json(self.folder(spec.hash)/"failed.json", {"reason": reason})
+        (self.folder(spec.hash)/"checkpoint.pt").unlink(missing_ok=True)
 
     def hashes(self) -> list[str]: return sorted(p.parent.name for p in self.root.glob("*/metrics.json"))
-    def failures(self) -> dict[str, str]: return {p.parent.name: read_json(p)["reason"] for p in sorted(self.root.glob("*/failure.json"))}
+    def failures(self) -> dict[str, str]: return {p.parent.name: read_json(p)["reason"] for p in sorted(self.root.glob("*/failed.json"))}
     def spec(self, run: str) -> RunSpec: return RunSpec.model_validate(read_json(self.folder(run)/"spec.json"))
     def metrics(self, run: str) -> dict: return read_json(self.folder(run)/"metrics.json")
     def seconds(self, run: str) -> float: return read_json(self.folder(run)/"environment.json")["seconds"]
@@ -280,6 +278,7 @@ _ONE_AT_A_TIME = threading.Lock()
 def _compute_and_save(spec: RunSpec, root: Path, store: RunStore, keep_model: bool, checkpoint_every: float) -> None:
     "Compute a run and write what came of it."
     start, checkpoint = time.perf_counter(), Checkpoint(store.folder(spec.hash)/"checkpoint.pt", checkpoint_every)
+    write_json(store.folder(spec.hash)/"spec.json", spec.model_dump(mode="json"))  # so that it can be seen what is being computed
     torch.set_num_threads(1)
     try: result = compute(spec, root, keep_model, checkpoint)
     except (TrainingError, InputError) as e:
