@@ -57,8 +57,8 @@ class Preset(Value):
 
 PRESETS = {p.name: p for p in [
     Preset(name="paper", slow=True),
-    Preset(name="tuned", model={"hidden_dim": 128, "n_layers": 1, "input_dropout": 0.2},
-           train=TrainConfig(batch_size=64, lr=2e-4, epochs=30, patience=10)),
+    Preset(name="tuned", model={"hidden_dim": 128, "n_layers": 1, "dropout": 0.5, "input_dropout": 0.1},
+           train=TrainConfig(batch_size=64, lr=2e-4, epochs=60, keep="last")),
 ]}
 
 # %% ../nbs/25_experiment.ipynb #3a8edb9a
