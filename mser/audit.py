@@ -8,7 +8,6 @@ __all__ = ['NEAR', 'PAIRS', 'SUBJECTS', 'LEVELS', 'compare', 'plain_text', 'near
            'tells', 'overlap_finding', 'label_finding', 'encoder_finding', 'Audit', 'audit']
 
 # %% ../nbs/03a_audit.ipynb #548149c6
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -20,9 +19,9 @@ from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
 from .audio import decode, inspect_audio
-from .core import InputError, digest_file
-from .encoders.base import EncoderCard
-from .manifest import Manifest
+from .core import InputError, digest_bytes, digest_file
+from .encoders.base import About, seen, told
+from .manifest import GROUPS, Manifest
 from .parallel import ordered_map
 from .protocols import PARTS, PROTOCOLS, Protocol, Splits
 
@@ -100,7 +99,7 @@ def digest_sound(
     "The name of what is heard: SHA-256 of the mono samples between leading and trailing zeros, cut to 64 bits."
     samples, _ = decode(path)
     heard = np.trim_zeros(samples.mean(axis=1, dtype=np.float32))
-    return hashlib.sha256(heard.astype("<f4").tobytes()).hexdigest()[:16] if len(heard) else None
+    return digest_bytes(heard.astype("<f4").tobytes()) if len(heard) else None
 
 
 def recording(path: str | Path) -> Recording:
@@ -123,6 +122,7 @@ def audio_digests(
 
 # %% ../nbs/03a_audit.ipynb #17a6cc64
 PAIRS = (("train", "test"), ("train", "val"), ("val", "test"))
+_COUNTED = ("subject", "fold", "first", "second", "values", "shared", "utterances", "affected", "told", "usual", "differ", "example")
 SUBJECTS = ("speaker", "session", "dialogue", "sentence", "near-sentence", "file", "sound")
 
 
@@ -131,7 +131,7 @@ def values_of(
     recordings: pd.DataFrame | None = None, # from `audio_digests`
 ) -> pd.DataFrame: # one column per subject that has values, and label; by id
     "The values whose overlap is audited."
-    t = manifest.table.assign(sentence=plain_text(manifest.table.text)).set_index("id")
+    t = manifest.grouped.assign(sentence=plain_text(manifest.table.text)).set_index("id")
     if recordings is not None: t = t.join(recordings.set_index("id")[["file", "sound"]])
     return t[["label", *(s for s in SUBJECTS if s in t and t[s].notna().any())]]
 
@@ -154,7 +154,7 @@ def overlaps(
             found = compare(x, labels[at[a]], nearest_in(graph, x, y) if subject == "near-sentence" else y, labels[at[b]])
             rows.append({"subject": subject, "fold": int(fold), "first": a, "second": b, **found,
                          "example": names[found["example"]] if found["affected"] else ""})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_COUNTED)
 
 # %% ../nbs/03a_audit.ipynb #bd277a2d
 def label_balance(
@@ -268,17 +268,14 @@ def label_finding(
                    f"e.g. {part} of fold {fold} has no {label}{consequence}; {text}")
 
 
-def _same(name: str) -> str: return "".join(c for c in name.casefold() if c.isalnum())  # CREMA-D, crema_d and cremad are one corpus
-
-
 def encoder_finding(
-    card: EncoderCard,
+    card: About, # or an `EncoderCard`
     corpora: Iterable[str], # names of the corpora that are split
 ) -> Finding:
-    "One line on what an encoder has seen."
-    seen = sorted(c for c in corpora if _same(c) in {_same(known) for known in card.contamination})
-    if seen: return Finding("leak", "encoder", f"{card.name} was trained on {', '.join(seen)}, test parts included: {card.pretraining}")
-    return Finding("fine", "encoder", f"{card.name} has not seen {', '.join(sorted(corpora))}: {card.pretraining}")
+    "One line on what an encoder has seen. Where nobody says, that is a caution."
+    found = seen(card, corpora)
+    level = "caution" if found is None else "leak" if found else "fine"
+    return Finding(level, "encoder", f"{card.name} {told(card, corpora)}{', test parts included' if found else ''}: {card.pretraining}")
 
 # %% ../nbs/03a_audit.ipynb #11b387ed
 @dataclass(frozen=True, eq=False, repr=False)
@@ -288,6 +285,7 @@ class Audit:
     overlaps: pd.DataFrame # see `overlaps`
     balance: pd.DataFrame # see `label_balance`
     findings: tuple[Finding, ...]
+    spoken: float = 1.0 # share of the utterances whose speaker is recorded
 
     def at(self, *levels: str) -> list[Finding]:
         "The findings of these levels."
@@ -297,13 +295,19 @@ class Audit:
     def leaks(self) -> list[Finding]: return self.at("leak")
 
     @property
+    def independence(self) -> str:
+        "What can be said of the speakers."
+        rows = self.overlaps[(self.overlaps.subject == "speaker") & (self.overlaps.second == "test")]
+        if not self.spoken: return "Speakers are not recorded."
+        if rows.affected.any(): return "Speakers are shared: the scores are not speaker-independent."
+        if self.spoken < 1: return f"Speakers are recorded for {_percent(self.spoken)} of the utterances, and no recorded one of a test part is in another part."
+        return "Speaker-independent: no speaker of a test part is in another part."
+
+    @property
     def conclusion(self) -> str:
         "One line."
-        rows = self.overlaps[(self.overlaps.subject == "speaker") & (self.overlaps.second == "test")]
-        speakers = ("Speakers are shared: the scores are not speaker-independent." if rows.affected.any() else
-                    "Speaker-independent: no speaker of a test part is in another part.")
         leaks, cautions = (", ".join(dict.fromkeys(f.subject for f in self.at(level))) for level in ("leak", "caution"))
-        return f"{speakers} " + (f"Leaks: {leaks}." if leaks else f"No leak found; cautions: {cautions}." if cautions else "No leak found.")
+        return f"{self.independence} " + (f"Leaks: {leaks}." if leaks else f"No leak found; cautions: {cautions}." if cautions else "No leak found.")
 
     @cached_property
     def shares(self) -> pd.DataFrame:
@@ -311,7 +315,7 @@ class Audit:
         counts = self.overlaps.groupby(["subject", "second", "first"], sort=False)[["affected", "utterances"]].sum()
         shares = (counts.affected / counts.utterances.clip(1)).unstack(["second", "first"])
         shares.columns = [f"{b} in {a}" for b, a in shares.columns]
-        return shares.reindex(self.overlaps.subject.unique())[[f"{b} in {a}" for a, b in PAIRS]]
+        return shares.reindex(index=self.overlaps.subject.unique(), columns=[f"{b} in {a}" for a, b in PAIRS])
 
     def __str__(self) -> str: return "\n".join([self.conclusion, *(f"  {f.level:<8}{f.subject:<14}{f.text}" for f in self.findings)])
     def __repr__(self) -> str: return str(self)
@@ -324,25 +328,33 @@ def _unaudited(values: pd.DataFrame, recordings: pd.DataFrame | None) -> list[Fi
     "What could not be looked at, and why."
     unknown = [s for s in ("speaker", "session", "dialogue", "sentence") if s not in values]
     found = [Finding("note", "not audited", f"the corpus does not record {', '.join(unknown)}")] if unknown else []
+    for column in [c for c in GROUPS if c in values and values[c].isna().any()]:
+        found.append(Finding("note", "not audited", f"{values[column].isna().sum():,} of {len(values):,} utterances have no {column}"))
     if recordings is None: return [*found, Finding("note", "not audited", "the recordings")]
     bad = recordings[recordings.problem != ""]
     if len(bad): found.append(Finding("note", "not audited", f"{len(bad)} recordings could not be decoded, e.g. {bad['id'].iloc[0]!r}: {bad.problem.iloc[0]}"))
     return found
 
 
+def _left_out(splits: Splits, manifest: Manifest) -> list[Finding]:
+    "Who has no place in a fold, unless a budget was to leave most of them out."
+    out = [] if "/" in splits.protocol else splits.left_out(manifest)
+    return [Finding("note", "left out", f"{len(out):,} of {len(manifest):,} utterances are in no part of a fold, e.g. {out[0]!r}")] if out else []
+
+
 def audit(
     splits: Splits,
     manifest: Manifest, # what was split
-    cards: Sequence[EncoderCard] = (), # of the encoders that will be used
+    cards: Sequence[About] = (), # of the encoders that will be used
     recordings: pd.DataFrame | None = None, # from `audio_digests`; None leaves the recordings out
     near: float = NEAR, # cosine of nearly the same sentences
 ) -> Audit:
     "Look for leaks between the parts of every fold. Raises `InputError` for splits of another corpus."
-    manifest = manifest.take(splits.table["id"].unique())
+    out, manifest = _left_out(splits, manifest), manifest.take(splits.table["id"].unique())
     values, balance = values_of(manifest, recordings), label_balance(splits, manifest)
     table = overlaps(splits, values, near)
     protocol = PROTOCOLS.get(splits.protocol.split("/")[0])  # "random/390" is few-shot under "random"
     n_values = {s: values["sentence" if s == "near-sentence" else s].nunique() for s in table.subject.unique()}
     findings = [overlap_finding(s, rows, protocol, n_values[s], len(manifest)) for s, rows in table.groupby("subject", sort=False)]
     findings += [label_finding(balance), *(encoder_finding(card, manifest.table.corpus.unique()) for card in cards), *_unaudited(values, recordings)]
-    return Audit(splits.protocol, table, balance, tuple(findings))
+    return Audit(splits.protocol, table, balance, (*findings, *out), float(manifest.grouped.speaker.notna().mean()))

@@ -51,7 +51,7 @@ def _main(version: Annotated[bool, typer.Option("--version", callback=_version, 
 # %% ../nbs/40_cli.ipynb #3e218730
 @app.command()
 def reproduce(
-    corpus: Annotated[Optional[list[str]], typer.Option(metavar="NAME=PATH", help="A corpus and its folder, or any name and a manifest (CSV, Parquet). "
+    corpus: Annotated[Optional[list[str]], typer.Option(metavar="NAME=PATH", help="A corpus and its folder, or any name and a manifest (CSV, Parquet, JSON lines). "
         "May be given several times. Without it: the simulated corpora. [cyan]mser corpora[/cyan] lists the names.")] = None,
     profile: Annotated[ProfileName, typer.Option(help="How much is run: smoke proves that it works, quick gives a first answer, paper is the full size.")] = ProfileName.quick,
     preset: Annotated[PresetName, typer.Option(help="Which preset confusion matrices, training curves and the kept model show: the paper's settings, or ours for small corpora. Tables show both.")] = PresetName.paper,
@@ -104,7 +104,7 @@ def corpora():
     for c in CORPORA.values(): table.add_row(c.name, c.title, c.label_set, c.protocol, c.licence, "nothing" if c.simulated else f"--corpus {c.name}=PATH")
     console = Console()
     console.print(table)
-    console.print("Any other corpus: a manifest (CSV or Parquet) with the columns id, corpus, audio, text, label, speaker.")
+    console.print("Any other corpus: a manifest (CSV, Parquet or JSON lines) with the columns id, corpus, audio, text, label, speaker.")
 
 # %% ../nbs/40_cli.ipynb #2b2d7c0b
 app.add_typer(corpus_app, name="corpus")

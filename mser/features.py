@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['encoder_inputs', 'content_digest', 'source_fingerprint', 'named', 'encode_file', 'read_clip', 'encode_clips',
-           'encode_batches', 'Shard', 'plan_shards', 'fill_shards', 'check_complete', 'extract', 'FeatureStore',
-           'write_store']
+           'encode_batches', 'Shard', 'plan_shards', 'fill_shards', 'check_complete', 'Task', 'plan_task',
+           'find_finished', 'extracted', 'extract', 'FeatureStore', 'write_store']
 
 # %% ../nbs/06a_features.ipynb #ba6a310f
 import sys
@@ -175,27 +175,69 @@ def check_complete(
                      "Repair them or pass --skip-bad", store.path)
 
 
+class Task(NamedTuple):
+    "An extraction: what goes in, and where it goes."
+    title: str # corpus, modality and encoder
+    path: Path # folder of the store
+    inputs: list[tuple[str, str | Path]] # from `encoder_inputs`
+    source: str # fingerprint of the inputs
+    fingerprint: str # of the store
+
+
+def plan_task(
+    manifest: Manifest,
+    card: EncoderCard,
+    folder: str | Path, # the store becomes a folder in it
+    dtype: str = "float32", # or "float16", "bfloat16"
+    skip_bad: bool = False, # recordings may be missing
+) -> Task:
+    "Name what an encoder will make of a manifest. Raises `InputError`."
+    corpus, inputs = "+".join(sorted(manifest.table.corpus.unique())), encoder_inputs(manifest, card.modality)
+    source = source_fingerprint(inputs, skip_bad)
+    fingerprint = store_fingerprint(card, source, check_choice(dtype, DTYPES, "feature dtype"))
+    return Task(f"{corpus} {card.modality} {card.name}", Path(folder)/f"{corpus}-{card.name}-{fingerprint}", inputs, source, fingerprint)
+
+
+def find_finished(
+    task: Task,
+    card: EncoderCard,
+    skip_bad: bool, # utterances may be missing
+) -> FeatureStore | None: # with the encoder's card as it is told now
+    "The store of an extraction, if it is finished. Raises `InputError` when it lacks utterances and must not."
+    if store := finished(task.path, task.fingerprint):
+        store.card = card
+        return check_complete(store, skip_bad)
+
+
+def extracted(
+    manifest: Manifest,
+    card: EncoderCard, # all that has to be known of the encoder
+    folder: str | Path, # where the store would be
+    dtype: str = "float32", # or "float16", "bfloat16"
+    skip_bad: bool = False, # utterances may be missing
+) -> FeatureStore | None:
+    "The store that `extract` would make, if it is finished: its encoder need not be loaded. Raises `InputError`."
+    return find_finished(plan_task(manifest, card, folder, dtype, skip_bad), card, skip_bad)
+
+# %% ../nbs/06a_features.ipynb #e1a7c3b0
 def extract(
     manifest: Manifest,
     encoder: Encoder,
     folder: str | Path, # the store becomes a folder in it
-    dtype: str = "float32", # or "float16"
+    dtype: str = "float32", # or "float16", "bfloat16"
     shard_size: int = 64, # utterances in a shard
     skip_bad: bool = False, # list bad recordings and go on, instead of stopping at the first
     workers: int = 1, # processes for recordings
     progress: bool = True, # show a bar on stderr
 ) -> FeatureStore:
     "Encode every utterance of a manifest; a finished store is used again, an unfinished one is completed. Raises `InputError`."
-    card, corpus = encoder.card, "+".join(sorted(manifest.table.corpus.unique()))
-    inputs = encoder_inputs(manifest, card.modality)
-    source = source_fingerprint(inputs, skip_bad)
-    fingerprint = store_fingerprint(card, source, check_choice(dtype, DTYPES, "feature dtype"))
-    path = Path(folder)/f"{corpus}-{card.name}-{fingerprint}"
-    if store := finished(path, fingerprint): return check_complete(store, skip_bad)
-    shards = plan_shards(path, inputs, fingerprint, shard_size)
+    card = encoder.card
+    task = plan_task(manifest, card, folder, dtype, skip_bad)
+    if store := find_finished(task, card, skip_bad): return store
+    shards = plan_shards(task.path, task.inputs, task.fingerprint, shard_size)
     todo = [s for s in shards if not s.done]
-    n_done = len(inputs) - sum(len(s.names) for s in todo)
-    with tqdm(desc=f"{corpus} {card.modality} {card.name}", total=len(inputs), initial=n_done, unit="utt", file=sys.stderr,
+    n_done = len(task.inputs) - sum(len(s.names) for s in todo)
+    with tqdm(desc=task.title, total=len(task.inputs), initial=n_done, unit="utt", file=sys.stderr,
               disable=not progress) as bar:
         fill_shards(encoder, todo, dtype, skip_bad, workers, bar)
-    return check_complete(finish_store(path, card, source, dtype, len(shards)), skip_bad)
+    return check_complete(finish_store(task.path, card, task.source, dtype, len(shards)), skip_bad)

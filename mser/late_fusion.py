@@ -10,7 +10,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
-from .baselines import pooled_features
 from .core import InputError
 from .dataset import SpeechData
 from .model import InputNorm, SavedModel, SEROutput, masked_mean
@@ -75,5 +74,5 @@ def late_fusion(
 ) -> LateFusionNetwork:
     "A fresh network whose inputs are standardised by the training part alone."
     network = LateFusionNetwork(config)
-    for name in ("text", "audio"): getattr(network, name).input_norm.fit(torch.from_numpy(pooled_features(train, (name,))))
+    for name in ("text", "audio"): getattr(network, name).input_norm.fit(getattr(train, name).means())
     return network

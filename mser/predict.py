@@ -13,7 +13,6 @@ import numpy as np, pandas as pd, torch
 
 from .audio import load_audio
 from .core import InputError, check_choice
-from .dataset import frames_per_segment
 from .encoders.base import Encoded, Encoder
 from .encoders.registry import load_encoder
 from .store import FeatureStore, average_frames
@@ -66,7 +65,7 @@ class Predictor:
 
     def _tensor(self, encoded: Encoded, store: FeatureStore) -> torch.Tensor: # [1, n, D]
         if self.data.mode == "pooled": return torch.from_numpy(encoded.utterance)[None, None]
-        return torch.from_numpy(average_frames(encoded.frames, frames_per_segment(store, self.data.segment_seconds)))[None]
+        return torch.from_numpy(average_frames(encoded.frames, store.segment_pool(self.data.segment_seconds)))[None]
 
     @torch.inference_mode()
     def __call__(self,

@@ -34,7 +34,7 @@ def shown(
     out = pd.DataFrame({"": numbers["row"]})
     for metric, title in COLUMNS.items():
         out[title] = [percent(m, h) for m, h in zip(numbers[metric], numbers[f"{metric}_half_width"])]
-    out["UA over speakers"] = [f"{100*low:.1f} to {100*high:.1f}" for low, high in zip(numbers["ua_low"], numbers["ua_high"])]
+    out[f"UA over {numbers['ua_over'].iloc[0]}"] = [f"{100*low:.1f} to {100*high:.1f}" for low, high in zip(numbers["ua_low"], numbers["ua_high"])]
     out["seeds"], out["runs"], out["split"] = numbers["seeds"], numbers["runs"], split
     return out
 
@@ -128,12 +128,12 @@ def score_figure(
     numbers: pd.DataFrame, # as `mser.results.summary` makes it
     n_classes: int, # chance is one over this
 ) -> plt.Figure:
-    "UA of every row with its interval over speakers."
+    "UA of every row with its interval over speakers, or over utterances where nobody recorded them."
     fig, ax = plt.subplots(figsize=(6.5, 0.42*len(numbers) + 1.1))
     place = np.arange(len(numbers))[::-1]
     ua, low, high = (100*numbers[c].to_numpy() for c in ("ua", "ua_low", "ua_high"))
     ax.errorbar(ua, place, xerr=[np.maximum(ua - low, 0), np.maximum(high - ua, 0)], fmt="o", capsize=3, color=sns.color_palette("colorblind")[0])
     ax.axvline(100/n_classes, ls="--", lw=1, color="grey")
     ax.annotate("chance", (100/n_classes, len(numbers) - 0.45), ha="center", va="bottom", color="grey", size=9)
-    ax.set(yticks=place, yticklabels=numbers["row"], xlabel="UA in percent, 95 % interval over speakers", ylim=(-0.6, len(numbers) - 0.4))
+    ax.set(yticks=place, yticklabels=numbers["row"], xlabel=f"UA in percent, 95 % interval over {numbers['ua_over'].iloc[0]}", ylim=(-0.6, len(numbers) - 0.4))
     return fig

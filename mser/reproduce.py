@@ -4,19 +4,26 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_CORPORA', 'ON_REQUEST', 'STAGES', 'RENDERED', 'Request', 'parse_corpora', 'experiment_notebooks',
-           'check_parameters', 'Executed', 'execute', 'commit', 'provenance', 'clear', 'remove_older',
-           'notebook_parameters', 'reproduce']
+           'check_parameters', 'QuietKernel', 'last_words', 'run_notebook', 'Executed', 'execute', 'commit',
+           'provenance', 'check_request', 'remove_empty', 'clear', 'remove_older', 'notebook_parameters', 'reproduce']
 
 # %% ../nbs/32_reproduce.ipynb #5742d82d
-import os, platform, shutil, subprocess, sys, time
+import logging, os, platform, shutil, signal, subprocess, sys, time
 from pathlib import Path
 from typing import NamedTuple, Sequence
 
 import papermill
+from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
+from traitlets import Unicode
+from traitlets.config import Config
 
-from .core import InputError, check_choice, project_root, read_json, workspace, write_json
+from .core import InputError, cannot_write, check_choice, parse_corpus, project_root, read_json, whole_file, workspace, write_json
+from .corpora.registry import corpus
+from .encoders.registry import checked_parts
+from .labels import LABEL_SETS
 from .page import notebook_page, write_report
+from .protocols import PROTOCOLS
 
 # %% ../nbs/32_reproduce.ipynb #05a113ca
 class Request(NamedTuple):
@@ -55,10 +62,9 @@ def parse_corpora(
     "The values of `--corpus`; without any, the simulated corpora."
     corpora = {}
     for option in options:
-        name, equals, path = option.partition("=")
-        if not name or (equals and not path): raise InputError(f"--corpus {option!r} is not NAME=PATH", "For example --corpus emodb=corpora/emodb")
+        name, path = parse_corpus(option)
         if name in corpora: raise InputError(f"corpus {name!r} is named twice", "Name each corpus once")
-        corpora[name] = path or None
+        corpora[name] = path
     return corpora or dict(DEFAULT_CORPORA)
 
 # %% ../nbs/32_reproduce.ipynb #810a50dc
@@ -78,6 +84,51 @@ def check_parameters(
     known = papermill.inspect_notebook(str(notebook))
     for name in parameters: check_choice(name, known, f"parameter of {notebook.name}")
 
+# %% ../nbs/32_reproduce.ipynb #36bb53ca
+class QuietKernel(AsyncKernelManager):
+    "A kernel whose process prints to a file instead of the terminal; when it dies, the file says how."
+    words = Unicode(help="the file").tag(config=True)
+
+    async def start_kernel(self, **kw) -> None:
+        with open(self.words, "wb") as f: await super().start_kernel(stdout=f, stderr=f, **kw)
+
+    async def cleanup_resources(self, restart: bool = False) -> None:
+        status = await self.provisioner.poll() if self.provisioner else None # 0 after an orderly end
+        if status and not restart:
+            how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
+            with open(self.words, "a", encoding="utf-8") as f: f.write(f"\n{how}\n")
+        await super().cleanup_resources(restart)
+
+# %% ../nbs/32_reproduce.ipynb #22b338c3
+def last_words(
+    words: Path, # what `QuietKernel` wrote
+) -> str: # one line
+    "How a kernel ended: the last thing its process said, and the signal or exit code."
+    lines = [line.strip() for line in words.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return ", ".join(reversed(lines[-2:]))
+
+
+def run_notebook(
+    notebook: Path,
+    target: Path, # the executed notebook
+    parameters: dict,
+    words: Path, # what its process prints; kept only when the process dies
+) -> None:
+    "Run a notebook with papermill: what its cells write to stderr is shown, what its process prints is not. Raises `RuntimeError` when the process dies."
+    logging.getLogger("papermill").addHandler(logging.NullHandler()) # what it would print is in the error that it raises
+    for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}.items(): os.environ.setdefault(name, value) # for the kernel
+    own = ["--IPKernelApp.log_level=40", "--IPKernelApp.capture_fd_output=False"] # descriptors 1 and 2 are the process's, not a cell's
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        papermill.execute_notebook(str(notebook), str(target), parameters, cwd=str(notebook.parent), progress_bar=False, stderr_file=sys.stderr,
+                                   kernel_manager_class=QuietKernel, config=Config(QuietKernel={"words": str(words)}), extra_arguments=own)
+    except RuntimeError as e: raise RuntimeError(f"{e}: {last_words(words)}") from e
+    except OSError as e: raise cannot_write(e, target) from e
+    except PapermillExecutionError:
+        words.unlink(missing_ok=True)
+        raise
+    words.unlink(missing_ok=True)
+
 # %% ../nbs/32_reproduce.ipynb #8dacb23c
 class Executed(NamedTuple):
     "An experiment notebook that was run."
@@ -96,14 +147,13 @@ def execute(
     check_parameters(notebook, parameters)
     target, start, failure = out/"notebooks"/notebook.name, time.perf_counter(), ""
     finished = lambda: sum(1 for _ in out.glob("runs/*/metrics.json"))
-    target.parent.mkdir(parents=True, exist_ok=True)
     before = finished()
-    for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}.items(): os.environ.setdefault(name, value) # for the kernel
-    try: papermill.execute_notebook(str(notebook), str(target), parameters, cwd=str(notebook.parent), progress_bar=False, stderr_file=sys.stderr,
-                                         extra_arguments=["--IPKernelApp.log_level=40"]) # no warnings of the kernel's own
-    except PapermillExecutionError as e:
-        if e.ename == "InputError": raise InputError(*_split_message(e.evalue)) from e
-        failure = f"{e.ename}: {e.evalue}"
+    with whole_file(target) as part: # a notebook that refuses its input is not kept
+        try: run_notebook(notebook, part, parameters, target.with_suffix(".log"))
+        except PapermillExecutionError as e:
+            if e.ename == "InputError": raise InputError(*_split_message(e.evalue)) from e
+            failure = f"{e.ename}: {e.evalue}"
+        except RuntimeError as e: failure = str(e)
     notebook_page(target)
     return Executed(notebook.stem, round(time.perf_counter() - start, 1), finished() - before, failure)
 
@@ -129,7 +179,21 @@ def provenance(about: dict, seconds: float) -> dict:
             "Python": made["python"], "hardware": f"{made['system']} {made['machine']}, {os.cpu_count()} cores", "duration": f"{seconds:.0f} s"}
 
 # %% ../nbs/32_reproduce.ipynb #59b1b81e
-STAGES, RENDERED = ("manifests", "features", "splits", "runs"), ("notebooks", "tables", "figures")
+STAGES, RENDERED = ("manifests", "encoders", "features", "recordings", "splits", "runs"), ("notebooks", "tables", "figures")
+
+
+def check_request(request: Request) -> None:
+    "Refuse names that there are not, before anything is read, removed or written. Raises `InputError`."
+    for name, path in request.corpora.items(): corpus(name, path)
+    for name, modality in ((request.text_encoder, "text"), (request.audio_encoder, "audio")): checked_parts(name, modality)
+    if request.label_set not in (None, "all"): check_choice(request.label_set, LABEL_SETS, "label set")
+    if request.protocol is not None: check_choice(request.protocol, PROTOCOLS, "protocol")
+
+
+def remove_empty(root: Path, folders: Sequence[str]) -> None:
+    "Remove folders of the workspace that hold nothing, and the workspace itself if it does."
+    for folder in (*(root/name for name in folders), root):
+        if folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
 
 
 def clear(root: Path, folders: Sequence[str]) -> None:
@@ -154,13 +218,17 @@ def reproduce(
     request: Request,
     say=print, # where progress lines go
 ) -> tuple[Path, list[Executed]]: # the report, and what was executed
-    "Run the experiment notebooks and write the report. When bad input is refused, an earlier report stays."
+    "Run the experiment notebooks and write the report. Bad input is refused: an earlier report stays, and nothing is left where there was none."
+    check_request(request)
     start, notebooks, executed = time.time(), experiment_notebooks(), []
     chosen = [notebooks[check_choice(n, notebooks, "experiment")] for n in request.only or [n for n in notebooks if n not in ON_REQUEST]]
     if request.fresh: clear(request.root, STAGES)
     for notebook in chosen:
         say(f"Running {notebook.stem} on {', '.join(request.corpora)} (profile {request.profile}, {request.workers} workers)")
-        executed.append(execute(notebook, notebook_parameters(request), request.root))
+        try: executed.append(execute(notebook, notebook_parameters(request), request.root))
+        except InputError:
+            remove_empty(request.root, (*STAGES, *RENDERED))
+            raise
         say(f"  {executed[-1].seconds:.0f} s, {executed[-1].computed} runs computed now" + (", FAILED" if executed[-1].failure else ""))
     remove_older(request.root, RENDERED, start - 2) # some file systems count in seconds
     write_json(request.root/"report.json", _report_data(request, executed, time.time() - start))

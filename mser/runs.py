@@ -8,7 +8,7 @@ __all__ = ['DECISIVE_MODULES', 'Value', 'DataSpec', 'Majority', 'LinearProbe', '
            'missing_runs', 'run_many']
 
 # %% ../nbs/23_runs.ipynb #681879e2
-import ast, importlib.util, json, platform, threading, time
+import ast, importlib.util, platform, threading, time
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from functools import lru_cache
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .adaptation import AdaptConfig
 from .baselines import class_probabilities, linear_probe, majority
 from .core import InputError, digest, read_json, whole_file, write_json
-from .dataset import SpeechData, gather
+from .dataset import SpeechData, concat, gather
 from .store import FeatureStore
 from .labels import LabelSet
 from .late_fusion import LateFusionConfig
@@ -219,7 +219,7 @@ def parts_of(
     root = Path(root)
     other = lambda d: _parts_of_corpus(d, spec.fold % _load(d.model_dump_json(), root)[2].n_folds, root)
     corpora = [_parts_of_corpus(spec.data, spec.fold, root), *map(other, spec.also)]
-    parts = {name: SpeechData.concat([c[name] for c in corpora]) for name in ("train", "val", "test")}
+    parts = {name: concat([c[name] for c in corpora]) for name in ("train", "val", "test")}
     if spec.target is None: return parts
     target = other(spec.target)
     return parts | {"unlabelled": target["train"], "test": target["test"]}
@@ -248,7 +248,7 @@ def _corpora(spec: RunSpec, part: str) -> list[DataSpec]:
 def _prediction_table(spec: RunSpec, part: str, data: SpeechData, predicted: Predictions, root: Path) -> pd.DataFrame:
     "One row per utterance: who said it, what it is, what the model says."
     corpora, labels = _corpora(spec, part), spec.data.label_set
-    codes = np.zeros(len(data), int) if data.corpus is None else data.corpus.numpy()
+    codes = data.corpus.tolist()
     speakers = [_load(d.model_dump_json(), root)[0].table.set_index("id").speaker for d in corpora]
     table = pd.DataFrame({"id": data.ids, "part": part, "corpus": [corpora[c].corpus for c in codes], "speaker": [speakers[c][i] for c, i in zip(codes, data.ids)],
                           "label": labels.decode(data.labels.numpy()), "predicted": labels.decode(predicted.classes)})

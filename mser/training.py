@@ -198,7 +198,7 @@ def corpus_scores(
     n_classes: int,
 ) -> dict: # corpus code -> Scores
     "The scores of each corpus in the data by itself."
-    corpus = np.zeros(len(data), int) if data.corpus is None else data.corpus.numpy()
+    corpus = data.corpus.numpy()
     return {int(c): scores(data.labels.numpy()[corpus == c], predicted[corpus == c], n_classes) for c in np.unique(corpus)}
 
 
@@ -306,6 +306,5 @@ def build(
     torch.manual_seed(seed)
     if isinstance(config, LateFusionConfig): return late_fusion(config, train)
     model = MultimodalSER(config)
-    real = lambda values, mask: values.flatten(0, 1) if mask is None else values[mask] # [frames, D]
-    if config.input_norm: model.fit_input_norm(real(train.text, train.text_mask), real(train.audio, train.audio_mask))
+    if config.input_norm: model.fit_input_norm(*(None if m is None else m.vectors() for m in (train.text, train.audio)))
     return model

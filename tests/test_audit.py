@@ -187,10 +187,12 @@ def test_promises_and_admissions():
         assert [found[s] for s in ("speaker", "session", "dialogue")] == expected.split(), protocol
 
 
-@pytest.mark.parametrize("seen, level", [("made", "leak"), ("MADE", "leak"), ("ma-de", "leak"), ("other", "fine")])
+@pytest.mark.parametrize("seen, level", [(("made",), "leak"), (("MADE",), "leak"), (("ma-de",), "leak"), (("other",), "fine"), ((), "fine"),
+                                         (None, "caution"), (("other", "others"), "caution"), (("made", "others"), "leak")])
 def test_an_encoder_that_knows_the_corpus(seen, level):
-    card = EncoderCard(name="e", modality="audio", frame_dim=1, utterance_dim=1, pretraining="things", contamination=(seen,), licence="MIT")
+    card = EncoderCard(name="e", modality="audio", frame_dim=1, utterance_dim=1, pretraining="things", contamination=seen, licence="MIT")
     found = audited(apart(), cards=[card])
+    assert ("cautions: encoder." in found.conclusion) == (level == "caution")
     assert levels(found)["encoder"] == level and ("Leaks: encoder." in found.conclusion) == (level == "leak")
 
 

@@ -74,7 +74,7 @@ def test_info_and_verify(extracted):
     stores = sorted((extracted/"data"/"features").iterdir())
     done = run("info", *stores, cwd=extracted)
     assert done.returncode == 0
-    for said in ("egemaps (audio)", "one every 10 ms", "minilm (text)", "float16", "utterances   84", "none of our corpora", "openSMILE"):
+    for said in ("egemaps (audio)", "one every 10 ms", "minilm (text)", "float16", "utterances    84", "none of our corpora", "openSMILE"):
         assert said in done.stdout
     done = run("verify", *stores, cwd=extracted)
     assert done.returncode == 0 and done.stdout.count("all is well") == 2 and "file" in done.stderr
@@ -140,7 +140,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(extracted, here, tmp_path):
         (["import", "hostile.pkl", *out], "hostile.pkl: refused: this pickle calls os.system"),
         (["import", "absent.pkl", *out], "absent.pkl: no such file"),
         (["import", "absent.npz", *out], "absent.npz: no such file"),
-        (["import", "dev=numbers.pkl", *out], "unknown part 'dev'", "train, val, test"),
+        (["import", "tset=numbers.pkl", *out], "unknown part 'tset'", "Did you mean 'test'"),
         (["import", "numbers.pkl", *out, "--label-order", "meld4"], "Did you mean 'meld-4'"),
         (["export", "taken", "--form", "npz", *out], "taken: no manifest in it", "--manifest"),
         (["export", extracted/"data", "--form", "lists", *out], "needs --label-order"),

@@ -106,11 +106,45 @@ def test_one_fold_is_the_official_split(tmp_path):
     assert set(manifest.table.label) == {"happiness"} and set(manifest.table.speaker) == {"unknown"}
 
 
+MELD = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
+
+
+def test_speakers_and_words_of_meld_come_from_its_tables(tmp_path):
+    clips = {"train": "train/train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}  # as EmoBox expects them
+    keys = {f"meld-dia{k}_utt0-{part}": f"downloads/meld/{folder}/dia{k}_utt0.mp4" for part, folder in clips.items() for k in range(2)}
+    write_folds(tmp_path/"data"/"meld", [record(k, "meld", emo="joy", wav=wav, channel=3) for k, wav in keys.items()],
+                [{k for k in keys if k.endswith("test")}], valid={k for k in keys if k.endswith("dev")})
+    for wav in keys.values():
+        (tmp_path/wav).parent.mkdir(parents=True, exist_ok=True)
+        sf.write(tmp_path/wav, 0.1*np.sin(0.1*np.arange(8000)), 16_000, format="WAV")
+    bare = emobox(tmp_path/"data"/"meld").table
+    assert set(bare.speaker) == {"unknown"} and bare.dialogue.tolist() == ["dev-dia0", "test-dia0", "train-dia0", "dev-dia1", "test-dia1", "train-dia1"]
+    for part, home in (("train", "train"), ("dev", ""), ("test", "")):
+        rows = [f'{k},"Oh, {part} {k}!",{"Ross" if k else "Rachel"},{"joy" if k else "anger"},positive,{k},0,8,21,"00:16:1{k},059","00:16:2{k},731"' for k in range(2)]
+        (tmp_path/"downloads"/"meld"/home/f"{part}_sent_emo.csv").write_text("\n".join([MELD, *rows]) + "\n")
+    table = emobox(tmp_path/"data"/"meld").table
+    assert table.speaker.tolist() == ["Rachel"]*3 + ["Ross"]*3 and table.gender.tolist() == ["female"]*3 + ["male"]*3
+    assert table.text.tolist() == [f"Oh, {part} {k}!" for k in range(2) for part in ("dev", "test", "train")]
+    assert set(table.label) == {"happiness"} and (table.duration == 0.5).all()  # the list's label, the recording's length
+    assert table.split.tolist() == table.fold_1.tolist() == ["val", "test", "train"]*2
+    (tmp_path/"downloads"/"meld"/"dev_sent_emo.csv").write_text("not,this,table\n1,2,3\n")
+    assert "dev_sent_emo.csv: column 'Utterance' is missing" in refusal(tmp_path/"data"/"meld")
+
+
+@pytest.mark.parametrize("wav", ["/elsewhere/downloads/emodb/wav/{}.wav", "../../downloads/emodb/wav/{}.wav", "../../../outside/{}.wav"])
+def test_recordings_are_found_in_the_folder_and_nowhere_else(lists, tmp_path, wav):
+    write(lists/"emodb.jsonl", [record(k, wav=wav.format(k.split("-")[1])) for k in KEYS])
+    (tmp_path.parent/"outside").mkdir(exist_ok=True)
+    for k in KEYS: sf.write(tmp_path.parent/"outside"/f"{k.split('-')[1]}.wav", np.zeros(800), 16_000)
+    if "outside" in wav: assert "are not there" in refusal(lists, audio_root=tmp_path)
+    else: assert all(str(path).startswith(str(tmp_path)) and path.is_file() for path in emobox(lists).audio_paths())
+
+
 def test_recordings_are_found_near_the_lists_or_where_the_user_says(lists, tmp_path):
     manifest = emobox(lists)
     assert all(path.is_file() for path in manifest.audio_paths()) and (manifest.table.duration == 0.5).all() and manifest.table.note.isna().all()
     moved = shutil.move(tmp_path/"downloads"/"emodb"/"wav", tmp_path.parent/f"{tmp_path.name}-elsewhere")
-    assert "recordings such as downloads/emodb/wav/03a01Wa.wav are not there. Give their folder as audio_root" in refusal(lists)
+    assert "recordings such as downloads/emodb/wav/03a01Wa.wav are not there. Give their folder with --audio-root" in refusal(lists)
     elsewhere = emobox(lists, audio_root=moved)
     assert all(path.is_file() for path in elsewhere.audio_paths()) and elsewhere.ids == manifest.ids
     assert emobox(lists, audio=False).ids == manifest.ids
@@ -176,7 +210,7 @@ def test_bad_folds(lists, tmp_path):
     assert f"{path}: line 5 is not JSON" in refusal(lists)
     path.unlink()
     half = emobox(lists)
-    with pytest.raises(InputError, match="fold_1 for every utterance, 4 of 8"): make_splits(half, "folds")
+    with pytest.raises(InputError, match="more than one value in column 'fold_1', there is 'train' alone"): make_splits(half, "folds")
     other = make_manifest(half.table.assign(id=[f"other-{i}" for i in range(8)]).drop(columns=["fold_1", "fold_2"]))
     with pytest.raises(InputError, match="none of the manifest's utterances"): with_folds(other, lists)
     with pytest.raises(InputError, match="needs a fold for every utterance"): make_splits(other, "folds")

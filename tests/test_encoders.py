@@ -5,11 +5,11 @@ import numpy as np, pytest, torch, transformers as tf
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from mser.core import InputError
-from mser.encoders.base import batches_by_length
+from mser.core import InputError, project_root
+from mser.encoders.base import OTHERS, About, batches_by_length, seen, told
 from mser.encoders.emotion2vec import Emotion2vecEncoder, architecture, save_random
 from mser.encoders.networks import frame_count, quiet
-from mser.encoders.registry import load_encoder
+from mser.encoders.registry import ENCODERS, IDS, about, encoder_digest, load_encoder, modality_of
 from mser.encoders.text import TextEncoder
 from mser.encoders.wav2vec import Wav2vecEncoder
 
@@ -138,7 +138,7 @@ OFFLINE = """
 import socket, sys
 def refuse(*_): raise AssertionError("the network was asked")
 socket.socket.connect = socket.getaddrinfo = refuse
-from mser.encoders.registry import load_encoder
+from mser.encoders.registry import ENCODERS, IDS, about, encoder_digest, load_encoder, modality_of
 import logging, numpy as np, torch
 torch.manual_seed(3); expected = torch.rand(1).item(); torch.manual_seed(3)
 encoder = load_encoder(sys.argv[1], "audio", device="cpu")
@@ -160,3 +160,76 @@ def test_batches_keep_to_their_budget(lengths, size, budget):
     batches = batches_by_length(lengths, size, budget)
     assert sorted(i for b in batches for i in b.tolist()) == list(range(len(lengths)))
     for b in batches: assert len(b) <= size and (len(b) == 1 or len(b)*max(lengths[i] for i in b) <= budget)
+
+
+CORPORA = st.sampled_from(["iemocap", "IEMOCAP", "crema-d", "CREMA_D", "cremad", "meld", "mine"])
+
+
+@few
+@given(st.none() | st.lists(CORPORA | st.just(OTHERS)).map(tuple), st.lists(CORPORA))
+def test_silence_is_never_an_acquittal(contamination, corpora):
+    card = About(name="e", modality="audio", pretraining="things", contamination=contamination, licence="MIT")
+    found = seen(card, corpora)
+    if contamination is None: assert found is None
+    elif found is None: assert OTHERS in contamination  # nobody says of the rest
+    else: assert set(found) <= set(corpora) and found == sorted(set(found))
+    if found == []: assert not {c.casefold().replace("-", "").replace("_", "") for c in corpora} & {c.casefold().replace("-", "").replace("_", "") for c in contamination}
+    if corpora: assert ("nobody says" in told(card, corpora), "was trained on" in told(card, corpora)) == (found is None, bool(found))
+
+
+def test_the_published_models_and_nothing_else_is_told_of(tmp_path, monkeypatch):
+    for size in ("seed", "base", "large"):
+        for name in (f"emotion2vec_plus_{size}", f"iic/emotion2vec_plus_{size}@bf16", f"emotion2vec/emotion2vec_plus_{size}"):
+            assert seen(about(name), ["IEMOCAP", "cremad", "meld", "emodb", "ravdess", "cmu-mosei"]) == ["IEMOCAP", "cmu-mosei", "cremad", "emodb", "meld", "ravdess"]
+    base = about("emotion2vec_base")
+    assert seen(base, ["iemocap", "meld", "mead", "cmu-mosei", "msp-podcast", "lssed", "emodb"]) == ["cmu-mosei", "iemocap", "mead", "meld", "msp-podcast"]
+    assert about("egemaps").contamination == about("minilm").contamination == ()
+    monkeypatch.chdir(tmp_path)
+    for name in ("iic/emotion2vec_base", "emotion2vec_plus_large", "wavlm-base"):
+        save_random(tmp_path/"models"/name, architecture(width=32, prenet=1, depth=1, heads=4, conv_dim=16, groups=4, decoder_dim=16))
+        assert about(f"models/{name}").contamination is None and load_encoder(f"models/{name}", "audio", device="cpu").card.contamination is None
+    assert about("somebody/emotion2vec_base").contamination is None
+
+
+UNLOADED = """
+import socket, sys
+def refuse(*_): raise AssertionError("the network was asked")
+socket.socket.connect = socket.getaddrinfo = refuse
+from mser.encoders.registry import about, modality_of
+print([(modality_of(name), about(name).name) for name in sys.argv[1:]], [m for m in ("transformers", "funasr", "opensmile", "modelscope") if m in sys.modules])
+"""
+
+
+def test_names_are_answered_without_the_network_and_without_loading():
+    names = ["emotion2vec_plus_large@bf16", "bert", "facebook/wav2vec2-base@layer9", "iic/emotion2vec_base", "roberta-large", "org/hubert-german"]
+    done = subprocess.run([sys.executable, "-c", UNLOADED, *names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ("[('audio', 'emotion2vec_plus_large@bf16'), ('text', 'bert-base-uncased'), ('audio', 'wav2vec2-base@layer9'), "
+                                   "('audio', 'emotion2vec_base'), ('text', 'roberta-large'), ('audio', 'hubert-german')] []")
+
+
+def test_a_folder_says_what_it_holds(tmp_path, emotion2vec_folder):
+    assert modality_of(save_speech(tmp_path/"speech", "wavlm", "group")) == modality_of(emotion2vec_folder) == modality_of(f"{emotion2vec_folder}@bf16") == "audio"
+    assert modality_of(save_text(tmp_path/"text", "bert")) == "text"
+    assert all(modality_of(name) == modality for modality, names in ENCODERS.items() for name in names) and modality_of(IDS["wavlm-large"]) == "audio"
+    (tmp_path/"empty").mkdir()
+    with pytest.raises(InputError, match="there is no model in this folder"): modality_of(tmp_path/"empty")
+    with pytest.raises(InputError, match="there is no such folder"): modality_of(tmp_path/"nowhere")
+
+
+@pytest.mark.parametrize("changed", ["tokenizer.json", "config.json", "model.safetensors"])
+def test_any_file_of_a_model_counts(tmp_path, changed):
+    folder = save_text(tmp_path/"model", "bert")
+    before = encoder_digest(folder, "text")
+    assert encoder_digest(folder, "text") == before
+    (folder/changed).write_bytes((folder/changed).read_bytes() + b" ")
+    assert encoder_digest(folder, "text") != before
+
+
+def test_the_benchmark_of_batches_runs_on_a_processor(small_emodb):
+    script = project_root()/"tests"/"benchmarks"/"extraction.py"
+    done = subprocess.run([sys.executable, script, small_emodb, *"--size tiny --device cpu --limit 6 --repeats 1 --threads 1".split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    title, head, *rows = done.stdout.splitlines()
+    assert "6 recordings" in title and "ratio" in head and [row.split()[0] for row in rows] == ["fp32", "bf16"]
+    assert all(float(row.split()[4]) > 0.999 for row in rows)  # least cosine

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from mser.core import InputError
 from mser.encoders.base import Encoded, EncoderCard
-from mser.exchange import LABEL_ORDERS, MODALITIES, Features, export_lists, import_lists, read_list
+from mser.exchange import LABEL_ORDERS, MODALITIES, Features, export_lists, import_lists, label_order, read_list
 from mser.formats import export_arrays, export_dataset, import_export
 from mser.manifest import make_manifest
 from mser.store import write_store
@@ -297,6 +297,26 @@ def test_every_way_to_write_a_list(tmp_path, write, form):
             np.testing.assert_array_equal(getattr(item, modality).frames, expected[None])
 
 
+def test_labels_mean_the_same_in_and_out(tmp_path):
+    items = [item | {"label": word} for item, word in zip(published(), ("joy", "HAP", "Happy", "ang"))]
+    (tmp_path/"words.pkl").write_bytes(pickle.dumps(items))
+    features = import_lists([("test", tmp_path/"words.pkl")], tmp_path/"in", "meld")
+    assert features.manifest.table.label.tolist() == ["happiness"]*3 + ["anger"]
+    own = features._replace(manifest=make_manifest(features.manifest.table.replace({"label": {"happiness": "joy"}})))  # a table of one's own
+    path, = export_lists(own, tmp_path/"out", label_order("anger,joy"))
+    assert [int(item["label"]) for item in pickle.loads(path.read_bytes())] == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("speakers, sentence", [
+    (["unknown"]*4, "Speakers are not recorded."), (["a", "unknown", "b", "a"], "Speakers: a, b; not recorded for 1 utterances. A split"), (list("baab"), "Speakers: a, b. A split")])
+def test_the_card_of_a_dataset_says_who_speaks(tmp_path, speakers, sentence):
+    (tmp_path/"list.pkl").write_bytes(pickle.dumps(published()))
+    features = import_lists([("test", tmp_path/"list.pkl")], tmp_path/"in", "meld", ORDER)
+    manifest = make_manifest(features.manifest.table.assign(speaker=speakers))
+    export_dataset(features._replace(manifest=manifest), tmp_path/"out")
+    assert sentence in (tmp_path/"out"/"README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("change, message", [
     ({"text_embed": torch.tensor([1, torch.nan, 1, 1, 1])}, r"item 2: text_embed has 1 numbers that are not finite"),
     ({"audio_embed": torch.full((3,), torch.inf)}, r"item 2: audio_embed has 3 numbers that are not finite"),
@@ -304,7 +324,7 @@ def test_every_way_to_write_a_list(tmp_path, write, form):
     ({"text_embed": torch.ones(6)}, r"item 2: text_embed has 6 numbers, those before it 5"),
     ({"text_embed": None}, r"item 2: text_embed is object \[\]"),
     ({"label": torch.tensor(4)}, r"item 2: label 4 is none of the 4 classes anger, happiness, sadness, neutral"),
-    ({"label": "Angry"}, r"item 2: unknown label 'Angry'"),
+    ({"label": "Angrily"}, r"item 2: unknown label 'Angrily'"),
     ({"label": 1.0}, r"item 2: label 1.0 is neither a name nor a whole number"),
 ])
 def test_a_bad_item_is_named_or_listed(tmp_path, change, message):

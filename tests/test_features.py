@@ -1,8 +1,8 @@
-"Feature stores under fire: kills, flipped bytes, half-written folders, any lengths and shard sizes."
-import json, os, shutil, signal, struct, subprocess, sys, time
+"Extraction: good and bad recordings, half-written folders, workers, shards of other extractions."
+import os, shutil, subprocess, sys, tracemalloc
 from pathlib import Path
 
-import av, numpy as np, pandas as pd, psutil, pytest, soundfile as sf
+import av, numpy as np, pandas as pd, pytest, soundfile as sf
 from hypothesis import given, settings, strategies as st
 
 from mser.audio import load_audio
@@ -12,7 +12,7 @@ from mser.encoders.base import Encoded, EncoderCard, batches_by_length
 from mser.encoders.emotion2vec import Emotion2vecEncoder, architecture, save_random
 from mser.features import extract
 from mser.manifest import make_manifest, read_manifest, write_manifest
-from mser.store import FeatureStore, average_frames, write_store
+from mser.store import average_frames
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 CARD = EncoderCard(name="toy", modality="text", frame_dim=3, utterance_dim=2, pretraining="none", licence="MIT")
@@ -41,31 +41,6 @@ def corpus(tmp_path_factory): return make_corpus(tmp_path_factory.mktemp("clips"
 @pytest.fixture(scope="module")
 def undisturbed(corpus, tmp_path_factory):
     return extract(corpus, EgemapsEncoder(), tmp_path_factory.mktemp("whole"), shard_size=4, progress=False)
-
-
-JOB = """
-import sys
-from mser.encoders.audio import EgemapsEncoder
-from mser.features import extract
-from mser.manifest import read_manifest
-extract(read_manifest(sys.argv[1]), EgemapsEncoder(), sys.argv[2], shard_size=4, workers=2)
-"""
-
-
-def test_killed_and_resumed_gives_the_same_bytes(corpus, undisturbed, tmp_path):
-    job = subprocess.Popen([sys.executable, "-c", JOB, str(corpus.root/"manifest.csv"), str(tmp_path)], stderr=subprocess.PIPE)
-    path, deadline = tmp_path/undisturbed.path.name, time.monotonic() + 60
-    while not (path/"shard-00001.safetensors").exists() and time.monotonic() < deadline and job.poll() is None: time.sleep(0.01)
-    job.send_signal(signal.SIGKILL)
-    job.wait()
-    assert b"clips audio egemaps" in job.stderr.read()  # progress was shown
-    with pytest.raises(InputError, match="not a finished feature store"): FeatureStore(path)
-    before = {p.name: p.stat().st_mtime_ns for p in path.glob("shard-*")}
-    assert 2 <= len(before) < 6
-    resumed = extract(corpus, EgemapsEncoder(), tmp_path, shard_size=4, progress=False)
-    assert content(resumed.path) == content(undisturbed.path)
-    assert {name: (path/name).stat().st_mtime_ns for name in before} == before  # what was done was not done again
-    assert resumed.verify() == []
 
 
 def test_two_workers_give_the_same_bytes(corpus, undisturbed, tmp_path):
@@ -162,10 +137,12 @@ def test_a_network_extracts_every_kind_of_recording(network, tmp_path):
 
 def test_a_ten_minute_clip_is_refused_before_it_is_decoded(network, tmp_path):
     make_zoo(tmp_path)
-    memory = psutil.Process().memory_info().rss
+    tracemalloc.start()
     with pytest.raises(InputError, match=r"tenminutes.wav: a clip of 600.0 s is longer.*Cut it into utterances, or pass --skip-bad"):
         extract(zoo_manifest(tmp_path, ["tenminutes.wav"]), network, tmp_path/"f", progress=False)
-    assert psutil.Process().memory_info().rss - memory < 30e6  # decoded it takes 38 MB, and the attention over it 57 GB
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6  # decoded it takes 38 MB, and the attention over it 57 GB
     frames, = EgemapsEncoder().encode([np.zeros(16_000*90, np.float32)])  # a feature set takes any length
     assert len(frames.frames) > 8_000
 
@@ -198,36 +175,6 @@ def test_numbers_that_are_none_are_refused_by_name(tmp_path, bad, dtype):
     assert extract(manifest, Faulty(bad), tmp_path, dtype, skip_bad=True, progress=False).ids == ["u1"]
 
 
-def test_a_flipped_byte_is_found_and_named(undisturbed, tmp_path):
-    for name, at in (("shard-00003.safetensors", -50), ("shard-00000.safetensors", 40), ("index.parquet", 200), ("store.json", 30)):
-        path = Path(shutil.copytree(undisturbed.path, tmp_path/name))
-        data = bytearray((path/name).read_bytes())
-        data[at] ^= 1
-        (path/name).write_bytes(data)
-        try: problems = FeatureStore(path).verify()
-        except (InputError, ValueError, OSError) as e: problems = [str(e)]
-        assert problems and name in " ".join(problems), (name, problems)
-        if name == "shard-00003.safetensors": assert "utterances c12 to c15" in problems[0]
-
-
-@few
-@given(st.lists(st.integers(1, 7), min_size=1, max_size=12), st.integers(1, 5), st.sampled_from(["float32", "float16"]), st.integers(1, 8),
-       st.randoms(use_true_random=False))
-def test_round_trip(tmp_path_factory, lengths, shard_size, dtype, pool, random):
-    generator = np.random.default_rng(sum(lengths))
-    items = {f"u{i}": Encoded(generator.standard_normal((n, 3)).astype(np.float32), generator.standard_normal(2).astype(np.float32), truncated=n == 7)
-             for i, n in enumerate(lengths)}
-    store = write_store(tmp_path_factory.mktemp("store"), CARD, iter(items.items()), "source", dtype, shard_size)
-    ids = random.sample(list(items), len(items))
-    stored = {name: e.frames.astype(dtype).astype(np.float32) for name, e in items.items()}
-    for name in ids: np.testing.assert_array_equal(store.frames(name), stored[name])
-    np.testing.assert_array_equal(store.pooled(ids), np.stack([items[name].utterance.astype(dtype) for name in ids]).astype(np.float32))
-    values, sizes = store.ragged(ids, pool)
-    np.testing.assert_array_equal(values, np.concatenate([average_frames(stored[name], pool) for name in ids]))
-    assert sizes.tolist() == [-(-len(stored[name])//pool) for name in ids]
-    assert store.n_truncated == lengths.count(7) and store.verify() == []
-
-
 @few
 @given(st.integers(1, 40), st.integers(1, 50))
 def test_average_is_the_mean_of_each_group(n, pool):
@@ -243,22 +190,6 @@ def test_batches_hold_every_item_once(lengths, size):
     assert sorted(i for b in batches for i in b.tolist()) == list(range(len(lengths)))
     assert all(1 <= len(b) <= size for b in batches)
     assert [lengths[i] for b in batches for i in b] == sorted(lengths, reverse=True)
-
-
-def test_opening_does_not_read_the_frames(tmp_path):
-    "A store of 50 GB, all but its header a hole in the file."
-    store = write_store(tmp_path/"s", CARD, [("u", Encoded(np.ones((1, 3), np.float32), np.ones(2, np.float32)))], "source")
-    n = 50*10**9//12
-    header = json.dumps({"__metadata__": {"mser": "{}"}, "frames": {"dtype": "F32", "shape": [n, 3], "data_offsets": [0, 12*n]},
-                         "utterance": {"dtype": "F32", "shape": [1, 2], "data_offsets": [12*n, 12*n + 8]}}).encode()
-    header += b" "*(-len(header) % 8)
-    with open(store.path/"shard-00000.safetensors", "wb") as f:
-        f.write(struct.pack("<Q", len(header)) + header)
-        f.truncate(8 + len(header) + 12*n + 8)
-    memory, start = psutil.Process().memory_info().rss, time.monotonic()
-    np.testing.assert_array_equal(FeatureStore(store.path).frames("u"), np.zeros((1, 3)))
-    assert time.monotonic() - start < 5  # under a second on an idle machine; reading 50 GB takes far longer
-    assert psutil.Process().memory_info().rss - memory < 200e6
 
 
 def test_import_is_light():

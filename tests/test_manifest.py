@@ -7,14 +7,14 @@ from hypothesis import given, settings, strategies as st
 
 from mser.core import InputError, Skipped
 from mser.labels import VAD_ANCHORS
-from mser.manifest import MANIFEST_COLUMNS, make_manifest, read_manifest, write_manifest
+from mser.manifest import GROUPS, MANIFEST_COLUMNS, UNKNOWN_SPEAKER, make_manifest, read_manifest, skipped_file, write_manifest
 
 FORMATS = (".csv", ".parquet", ".jsonl")
 words = st.text(min_size=1, max_size=12)
 texts = st.text(max_size=40) | st.sampled_from(["", "\n", 'He said "Go,\r\nnow!"', "None", "NA", "null", "1e5", "\N{WINKING FACE}", "a\x85b\u2028c", "\\n", "word "*5000])
 rating = st.none() | st.floats(-1, 1)
 rows = st.fixed_dictionaries({
-    "id": words, "corpus": words, "text": texts, "label": st.sampled_from([*VAD_ANCHORS, "other"]), "speaker": words,
+    "id": words, "corpus": words, "text": texts, "label": st.sampled_from([*VAD_ANCHORS, "other"]), "speaker": words | st.just(UNKNOWN_SPEAKER),
     "audio": st.none() | st.sampled_from(["wav/a.wav", "ä b/c,d.mp4"]), "gender": st.sampled_from([None, "female", "male"]),
     "session": st.none() | words, "dialogue": st.none() | words, "split": st.sampled_from([None, "train", "val", "test"]),
     "valence": rating, "arousal": rating, "dominance": rating,
@@ -76,7 +76,59 @@ def test_a_bad_file_is_named(tmp_path, suffix, table, message):
     assert str(error.value).startswith(f"{path}: ") and message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_parquet_keeps_what_was_skipped_and_types(tmp_path):
+lines = st.text(max_size=20) | st.sampled_from(["", "d\N{WINKING FACE}.wav", 'not "audio", it is\r\nsomething else', "a\x85b\u2028c", "NA"])
+
+
+@few
+@given(tables, st.lists(st.builds(Skipped, words, lines), max_size=4), st.sampled_from(FORMATS))
+def test_what_was_skipped_is_kept_in_every_format(table, skipped, suffix):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/f"m{suffix}"
+        write_manifest(make_manifest(table, skipped=[Skipped("old", "of an earlier manifest")]), path)
+        write_manifest(make_manifest(table, skipped=skipped), path)
+        assert read_manifest(path).skipped == tuple(skipped)
+        assert len(list(Path(folder).iterdir())) == 1 + bool(skipped and suffix != ".parquet")
+
+
+def test_a_table_of_skipped_items_that_is_none_is_named(tmp_path):
+    write_manifest(make_manifest(demo(), skipped=[Skipped("c", "empty")]), tmp_path/"m.csv")
+    for content, problem in [(b"item\nc\n", "the columns are not item and reason"), (b"\xff", "cannot be read"), (b"item,reason\nc,d,e", "row 1 has length 3")]:
+        skipped_file(tmp_path/"m.csv").write_bytes(content)
+        with pytest.raises(InputError, match=problem) as error: read_manifest(tmp_path/"m.csv")
+        assert str(error.value).startswith(str(skipped_file(tmp_path/"m.csv")))
+
+
+def test_a_manifest_that_cannot_be_written_leaves_the_old_one_with_its_list(tmp_path):
+    write_manifest(make_manifest(demo(), skipped=[Skipped("c", "empty")]), tmp_path/"m.jsonl")
+    with pytest.raises(InputError): write_manifest(make_manifest(demo(wav="x")), tmp_path/"m.jsonl")
+    assert read_manifest(tmp_path/"m.jsonl").skipped == (Skipped("c", "empty"),)
+
+
+@few
+@given(tables)
+def test_groups_of_two_corpora_or_of_nobody_are_never_one(table):
+    grouped = make_manifest(table).grouped
+    for name in GROUPS:
+        known = grouped[grouped[name].notna()]
+        pairs = known[["corpus"]].assign(name=make_manifest(table).table[name][known.index]).drop_duplicates()
+        assert known[name].nunique() == len(pairs)  # a name for each pair of corpus and group, and no name for two of them
+    assert (grouped.speaker.isna() == (make_manifest(table).table.speaker == UNKNOWN_SPEAKER)).all()
+
+
+@given(st.lists(st.tuples(st.text("a/%2F", min_size=1, max_size=4), st.text("a/%2F", min_size=1, max_size=4)), min_size=2, max_size=8, unique=True))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_slashes_in_names_confuse_no_groups(pairs):
+    table = pd.DataFrame(pairs, columns=["corpus", "speaker"]).assign(id=[str(i) for i in range(len(pairs))], text="", label="anger")
+    assert make_manifest(table).n_speakers == len(set(pairs)) or table.corpus.nunique() == 1
+
+
+@pytest.mark.parametrize("audio", ["../a.wav", "wav/../../a.wav", "..", "a/..", "wav/../a.wav"])
+def test_a_path_out_of_the_root_is_refused(tmp_path, audio):
+    demo(audio=audio).to_csv(tmp_path/"m.csv", index=False)
+    with pytest.raises(InputError, match=r"utterance 'a': audio is .* must not leave the root with '\.\.'"): read_manifest(tmp_path/"m.csv")
+
+
+def test_parquet_keeps_types(tmp_path):
     skipped = (Skipped("c.wav", "the file is empty (0 bytes)"), Skipped("d\N{WINKING FACE}.wav", 'not "audio"'))
     manifest = make_manifest(demo(age=pd.array([31, None], dtype="Int64")), skipped=skipped)
     write_manifest(manifest, tmp_path/"m.parquet")
@@ -143,3 +195,13 @@ def test_a_field_more_or_less_in_any_row_is_refused_with_its_number(table, data)
         rows[n] = data.draw(st.sampled_from([rows[n][:-1], rows[n] + ["x"], rows[n][:3] + ["x"] + rows[n][3:]]))
         with open(path, "w", newline="", encoding="utf-8") as file: csv.writer(file).writerows(rows)
         with pytest.raises(InputError, match=rf"m\.csv: row {n} has length {len(rows[n])}, the header {len(rows[0])}"): read_manifest(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_text_of_any_length_is_read_again(tmp_path, suffix):
+    "Python's reader of CSV refuses fields of more than 131,072 characters unless it is told."
+    long = make_manifest(pd.DataFrame({"id": ["u1", "u2"], "corpus": "c", "text": ["a,\"b\n"*100_000, "short"], "label": "neutral", "speaker": "s"}))
+    limit = csv.field_size_limit()
+    write_manifest(long, tmp_path/f"m{suffix}")
+    assert read_manifest(tmp_path/f"m{suffix}").table.text.tolist() == long.table.text.tolist()
+    assert csv.field_size_limit() == limit

@@ -88,6 +88,59 @@ def test_any_corpus_is_split_well_or_refused_in_one_line(manifest, name, seed):
         assert sum(map(len, groups)) == len(set.union(*groups))
 
 
+def two_corpora(manifest, cut):
+    "The same utterances as two corpora whose speakers, sessions and dialogues share their names."
+    return make_manifest(manifest.table.assign(corpus=np.where(np.arange(len(manifest)) % cut == 0, "first", "se/cond"), dialogue=manifest.table.session))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(corpora, st.sampled_from(list(PROTOCOLS)), seeds, st.integers(2, 4))
+def test_two_corpora_with_the_same_names_are_split_and_audited_like_two_with_other_names(manifest, name, seed, cut):
+    both = two_corpora(manifest, cut)
+    by_hand = {c: both.table.corpus.str.replace("/", "%2F") + "/" + both.table[c] for c in ("speaker", "session", "dialogue")}
+    other = make_manifest(both.table.assign(corpus="one", **by_hand))
+    try: splits = make_splits(both, name, seed)
+    except InputError as e:
+        with pytest.raises(InputError, match=str(e).split(",")[0]): make_splits(other, name, seed)
+        return
+    assert splits.fingerprint == make_splits(other, name, seed).fingerprint
+    pd.testing.assert_frame_equal(audit(splits, both).overlaps, audit(splits, other).overlaps)
+
+
+@few
+@given(corpora, st.sampled_from(["loso", "speaker-kfold", "speaker-split"]), seeds)
+def test_the_parts_of_two_corpora_share_no_speaker_of_either(manifest, name, seed):
+    both = two_corpora(manifest, 2)
+    splits, who = make_splits(both, name, seed), both.table.set_index("id")[["corpus", "speaker"]]
+    for k in range(splits.n_folds):
+        groups = [set(map(tuple, who.loc[ids].to_numpy())) for ids in splits.fold(k).values()]
+        assert sum(map(len, groups)) == len(set.union(*groups))
+
+
+@few
+@given(corpora, st.sampled_from(["loso", "speaker-kfold", "speaker-split"]), st.floats(0, 1), seeds)
+def test_unknown_speakers_are_no_speaker(manifest, name, share, seed):
+    unknown = np.random.default_rng(seed).random(len(manifest)) <= share
+    unknown[0] = True
+    manifest = make_manifest(manifest.table.assign(speaker=manifest.table.speaker.mask(unknown, "unknown")))
+    with pytest.raises(InputError, match=f"needs a speaker for every utterance, {unknown.sum():,} of .* Fill in column speaker"): make_splits(manifest, name)
+    found = audit(make_splits(manifest, "random", seed), manifest)
+    if unknown.all(): assert found.conclusion.startswith("Speakers are not recorded.") and "speaker" not in set(found.overlaps.subject)
+    else: assert "Speaker-independent" not in found.conclusion and "have no speaker" in str(found)
+
+
+@few
+@given(corpora, st.sampled_from(["official", "folds"]), st.integers(1, 5), seeds)
+def test_an_utterance_without_a_fold_stays_out_and_is_named(manifest, name, n, seed):
+    column = {"official": "split", "folds": "fold"}[name]
+    out = sorted(np.random.default_rng(seed).choice(manifest.ids, n, replace=False))
+    holes = make_manifest(manifest.table.assign(**{column: manifest.table[column].mask(manifest.table["id"].isin(out))}))
+    splits = make_splits(holes, name, seed)
+    assert splits.left_out(holes) == out and f"{n} of {len(holes)} utterances" in str(audit(splits, holes))
+    without = make_splits(holes.where(~holes.table["id"].isin(out)), name, seed)
+    assert splits.fingerprint == without.fingerprint and not without.left_out(holes.take(without.table["id"].unique()))
+
+
 @few
 @given(st.integers(3, 12), st.integers(0, 10**6))
 def test_loso_validates_on_other_speakers_of_both_sexes(n_speakers, seed):

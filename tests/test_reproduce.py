@@ -2,6 +2,7 @@
 import os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 
@@ -111,7 +112,31 @@ def refused(done, *words):
     assert "report.html" not in done.stdout
 
 
-def test_path_that_does_not_exist(tmp_path): refused(reproduce(f"emodb={tmp_path}/nowhere", tmp_path/"out"), "nowhere")
+def test_path_that_does_not_exist(tmp_path):
+    refused(reproduce(f"emodb={tmp_path}/nowhere", tmp_path/"out"), "nowhere")
+    assert not (tmp_path/"out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--corpus", "emobd=."], ["--protocol", "losso"], ["--label-set", "9"], ["--audio-encoder", "egmaps", "--corpus", "emodb=."]])
+def test_a_refused_name_leaves_nothing_and_removes_nothing(arguments, tmp_path):
+    (tmp_path/"kept"/"runs").mkdir(parents=True)
+    (tmp_path/"kept"/"runs"/"earlier").touch()
+    refused(mser("reproduce", *arguments, "--out", tmp_path/"out", *SMOKE))
+    refused(mser("reproduce", *arguments, "--out", tmp_path/"kept", "--fresh", *SMOKE))
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["kept", "kept/runs", "kept/runs/earlier"]
+
+
+LOADED = """
+import sys
+from mser.prepare import prepare
+prepared = prepare("emodb", sys.argv[1], sys.argv[2])
+print(len(prepared.manifest), [m for m in ("transformers", "opensmile", "funasr") if m in sys.modules])
+"""
+
+
+def test_what_is_finished_needs_no_encoder(undisturbed, small_emodb):
+    done = subprocess.run([sys.executable, "-c", LOADED, small_emodb, undisturbed[0]], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "84 []", done.stdout + done.stderr
 
 
 def test_bad_input_leaves_an_earlier_report_alone(undisturbed, tmp_path):
@@ -148,7 +173,21 @@ def _wav_header():
 def test_bad_recording_is_refused_and_leaves_no_result(copy_of_small_emodb, tmp_path, spoil, name):
     spoil(copy_of_small_emodb)
     refused(reproduce(f"emodb={copy_of_small_emodb}", tmp_path/"out"), name)
-    assert not list((tmp_path/"out").rglob("store.json")) and not list((tmp_path/"out").rglob("metrics.json"))
+    assert not (tmp_path/"out").exists()
+
+
+NOISY = "import atexit, os, sys; atexit.register(os.write, 2, b'ERROR of the process\\n'); os.write(2, b'raw\\n'); print('of a cell', file=sys.stderr)"
+KILLED = "import os; os.write(2, b'cannot allocate\\n'); os.kill(os.getpid(), 9)"
+EXECUTE = "import sys; from pathlib import Path; from mser.reproduce import execute; print(execute(Path(sys.argv[1]), {}, Path(sys.argv[2])).failure)"
+
+
+@pytest.mark.parametrize("source, shown, failure", [(NOISY, "of a cell\n", ""), (KILLED, "", "Kernel died: killed by SIGKILL, cannot allocate")])
+def test_what_a_kernel_prints_itself_stays_off_the_terminal(tmp_path, source, shown, failure):
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=kernel), tmp_path/"some.ipynb")
+    done = subprocess.run([sys.executable, "-c", EXECUTE, tmp_path/"some.ipynb", tmp_path/"out"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr, done.stdout) == (0, shown, failure + "\n")
+    assert (tmp_path/"out"/"notebooks"/"some.html").exists()
 
 
 def test_skip_bad_lists_what_it_skipped(copy_of_small_emodb, tmp_path):

@@ -18,11 +18,11 @@ import pandas as pd
 from ..audio import SAMPLE_RATE, inspect_audio, is_silent, load_audio
 from ..core import InputError, Skipped, attempt_each, check_choice
 from .folder import attempt_all, corpus_folder, corpus_manifest, find_files, known, read_table
-from ..labels import NO_AGREEMENT
+from ..labels import NO_AGREEMENT, label_of
 from ..manifest import Manifest
 
 # %% ../../nbs/02d_cremad.ipynb #fd1cffcf
-EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happiness", "NEU": "neutral", "SAD": "sadness"}
+EMOTIONS = {code: label_of(code) for code in "ANG DIS FEA HAP NEU SAD".split()}  # notebook 00b says what they mean
 
 LEVELS = {"LO": "low", "MD": "medium", "HI": "high", "XX": "unspecified"}
 

@@ -14,12 +14,11 @@ from typing import NamedTuple
 from ..audio import inspect_audio
 from ..core import InputError, Skipped, attempt_each
 from .folder import attempt_all, corpus_folder, corpus_manifest, find_files, known, read_lines
-from ..labels import NO_AGREEMENT, OTHER
+from ..labels import label_of
 from ..manifest import Manifest
 
 # %% ../../nbs/02c_iemocap.ipynb #b5084238
-EMOTIONS = {"ang": "anger", "dis": "disgust", "exc": "excitement", "fea": "fear", "fru": "frustration", "hap": "happiness", "neu": "neutral",
-            "oth": OTHER, "sad": "sadness", "sur": "surprise", "xxx": NO_AGREEMENT}
+EMOTIONS = {code: label_of(code) for code in "ang dis exc fea fru hap neu oth sad sur xxx".split()}  # notebook 00b says what they mean
 
 COUNTS = {  # utterances of a whole copy with each code in sessions 1 to 5, counted by several projects
     "ang": (229, 137, 240, 327, 170), "dis": (1, 0, 1, 0, 0), "exc": (143, 210, 151, 238, 299), "fea": (12, 9, 2, 7, 10),

@@ -15,11 +15,11 @@ from typing import NamedTuple
 from ..audio import inspect_audio
 from ..core import InputError, Skipped, attempt_each
 from .folder import attempt_all, corpus_folder, corpus_manifest, find_files, known, read_table
+from ..labels import label_of
 from ..manifest import Manifest
 
 # %% ../../nbs/02e_meld.ipynb #ae4eeb86
-EMOTIONS = {"anger": "anger", "disgust": "disgust", "fear": "fear", "joy": "happiness", "neutral": "neutral", "sadness": "sadness",
-            "surprise": "surprise"}
+EMOTIONS = {word: label_of(word) for word in "anger disgust fear joy neutral sadness surprise".split()}  # notebook 00b says what they mean
 
 FRIENDS = {"Chandler": "male", "Joey": "male", "Monica": "female", "Phoebe": "female", "Rachel": "female", "Ross": "male"}
 

@@ -30,6 +30,7 @@ class Corpus(NamedTuple):
     licence: str # terms of use
     source: str # where it comes from
     read: Callable[..., Manifest] | None # folder -> Manifest; None for a simulated corpus
+    options: tuple[str, ...] = () # what else `read` can be told by a command
 
     @property
     def simulated(self) -> bool: return self.read is None
@@ -50,7 +51,8 @@ CORPORA = {c.name: c for c in [
     Corpus("meld", "MELD", "meld-7", "official", "labels GPL 3; clips belong to the makers of the series",
            "Poria et al. (2019), MELD: A Multimodal Multi-Party Dataset for Emotion Recognition in Conversations, ACL", meld),
     Corpus("emobox", "a corpus of EmoBox", "all", "folds", "the corpus's own; lists MIT",
-           "Ma et al. (2024), EmoBox: Multilingual Multi-corpus Speech Emotion Recognition Toolkit and Benchmark, Interspeech", emobox),
+           "Ma et al. (2024), EmoBox: Multilingual Multi-corpus Speech Emotion Recognition Toolkit and Benchmark, Interspeech", emobox,
+           ("speaker", "audio_root")),
     Corpus("sim-iemocap", "IEMOCAP-like (simulated)", "4", "loso-session", *_SIMULATED_TERMS, None),
     Corpus("sim-cremad", "CREMA-D-like (simulated)", "4", "speaker-kfold", *_SIMULATED_TERMS, None),
 ]}

@@ -16,8 +16,8 @@ from typing import Any, Iterator, Sequence
 import numpy as np, torch, torch.nn.functional as F, yaml
 from torch import nn
 
-from ..core import InputError, whole_file, write_json
-from .base import EncoderCard
+from ..core import InputError, file_name, whole_file, write_json
+from .base import OTHERS, EncoderCard, told_by_authors
 from .networks import MAX_SECONDS, SpeechNetwork, find_model, receptive_field, weight_files, weights_digest
 
 # %% ../../nbs/05c_emotion2vec.ipynb #6a487bea
@@ -195,28 +195,36 @@ def transform(
     return block.norm2(x + block.mlp(x))
 
 # %% ../../nbs/05c_emotion2vec.ipynb #772fc5a3
-EMOBOX = ("iemocap", "cremad", "meld", "emodb")  # corpora of ours that are in EmoBox
-_PLUS = "as emotion2vec_base, then fine-tuned with labels on the corpora of EmoBox and {} h of speech labelled by the model itself"
+EMOBOX = tuple("""aesdd ased asvpesd cafe casia cremad emns emodb emovdb emovo emozionalmente enterface esd iemocap jlcorpus m3ed mead meld mer2023 mesd
+    msppodcast oreau pavoque polish ravdess resd savee shemo subesco tess turevdb urdu""".split())  # the 32 corpora of EmoBox (Ma et al. 2024), as it spells them
+_BASE = ("iemocap", "meld", "mead", "cmu-mosei", "msp-podcast")
+_PLUS = ("as emotion2vec_base, then fine-tuned with labels on the corpora of EmoBox", tuple(sorted({*EMOBOX, "cmu-mosei"})))
+_MORE = (_PLUS[0] + " and {} h of speech labelled by the model itself", (*_PLUS[1], OTHERS))
 _LICENCE = "FunASR model licence 1.1"
-KNOWN = {  # name: pretraining, contamination, licence, as the authors tell
-    "emotion2vec_base": ("LibriSpeech 960 h, then without labels 262 h: IEMOCAP, MELD, MEAD, CMU-MOSEI, MSP-Podcast (Ma et al. 2024)", ("iemocap", "meld"), _LICENCE),
-    "emotion2vec_plus_seed": ("as emotion2vec_base, then fine-tuned with labels on the corpora of EmoBox", EMOBOX, _LICENCE),
-    "emotion2vec_plus_base": (_PLUS.format("4,788"), EMOBOX, _LICENCE),
-    "emotion2vec_plus_large": (_PLUS.format("42,526"), EMOBOX, _LICENCE),
+_TOLD = {  # name: pretraining, contamination
+    "emotion2vec_base": ("LibriSpeech 960 h, then without labels 262 h: IEMOCAP, MELD, MEAD, CMU-MOSEI, MSP-Podcast (Ma et al. 2024)", _BASE),
+    "emotion2vec_plus_seed": _PLUS,
+    "emotion2vec_plus_base": (_MORE[0].format("4,788"), _MORE[1]), "emotion2vec_plus_large": (_MORE[0].format("42,526"), _MORE[1]),
 }
+KNOWN = {  # published id, on ModelScope and on the Hugging Face hub: pretraining, contamination, licence, as the authors tell
+    f"{house}/{name}": (*told, _LICENCE) for house in ("iic", "emotion2vec") for name, told in _TOLD.items()}
 
 
-def make_card(network: nn.Module, name: str, weights: str, precision: str) -> EncoderCard:
+def make_card(
+    network: nn.Module, # funasr's Emotion2vec
+    name: str,
+    weights: str, # digest
+    precision: str, # "fp32" or "bf16"
+    told: dict[str, Any], # pretraining, contamination, licence
+) -> EncoderCard:
     "What this network is, gives and has seen."
-    known = ("unknown: see the model's own card", (), "unknown: see the model's own card")
-    pretraining, contamination, licence = KNOWN.get(name.split("@")[0], known)
     layers = [(kernel, stride) for _, kernel, stride in network.modality_encoders["AUDIO"].feature_enc_layers]
     heard, hop = receptive_field(layers)
     width = network.cfg.embed_dim
     return EncoderCard(
-        name=name, modality="audio", frame_dim=width, utterance_dim=width, hop_seconds=hop/16_000, sample_rate=16_000, min_seconds=heard/16_000,
-        max_seconds=MAX_SECONDS, parameters=sum(p.numel() for p in network.parameters()), pretraining=pretraining, contamination=contamination,
-        licence=licence, settings={} if precision == "fp32" else {"precision": precision}, weights=weights)
+        name=name, modality="audio", **told, frame_dim=width, utterance_dim=width, hop_seconds=hop/16_000, sample_rate=16_000, min_seconds=heard/16_000,
+        max_seconds=MAX_SECONDS, parameters=sum(p.numel() for p in network.parameters()), settings={} if precision == "fp32" else {"precision": precision},
+        weights=weights)
 
 
 class Emotion2vecEncoder(SpeechNetwork):
@@ -233,7 +241,7 @@ class Emotion2vecEncoder(SpeechNetwork):
         self.hears = network.modality_encoders["AUDIO"]
         if network.cfg.layer_norm_first or self.hears.modality_cfg.learned_alibi or self.hears.modality_cfg.learned_alibi_scale_per_layer:
             raise InputError("an emotion2vec with other blocks than the published ones", REMEDY, folder)
-        card = make_card(network, name or re.sub(r"[^\w.@-]+", "-", Path(model).name), weights_digest(folder), precision)
+        card = make_card(network, name or file_name(Path(model).name), weights_digest(folder), precision, told_by_authors(model, KNOWN))
         super().__init__(network, card, precision, device, batch_seconds)
 
     def local(self, samples: np.ndarray) -> torch.Tensor:

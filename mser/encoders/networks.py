@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['DESCRIPTIONS', 'WEIGHTS', 'PRECISIONS', 'SPEECH_CONVOLUTIONS', 'BATCH_SECONDS', 'MAX_SECONDS', 'weight_files',
-           'find_model', 'quiet', 'load_parts', 'weights_digest', 'pick_device', 'freeze', 'computing', 'frame_count',
-           'receptive_field', 'SpeechNetwork']
+           'find_model', 'quiet', 'load_parts', 'weights_digest', 'files_digest', 'pick_device', 'freeze', 'computing',
+           'frame_count', 'receptive_field', 'SpeechNetwork']
 
 # %% ../../nbs/05_networks.ipynb #5dcbe234
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
 import numpy as np, torch
 from safetensors import SafetensorError
@@ -22,8 +22,7 @@ with warnings.catch_warnings():  # in a notebook tqdm warns that its bars will b
     warnings.filterwarnings("ignore", message="IProgress not found")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
-    from transformers import AutoModel, PreTrainedModel
-    from transformers.utils import logging
+if TYPE_CHECKING: from transformers import PreTrainedModel  # it takes seconds, and to find a model nobody needs it
 
 from ..core import InputError, check_choice, digest, digest_file
 from .base import Encoded, EncoderCard, batches_by_length, check_duration
@@ -60,6 +59,7 @@ def find_model(
 @contextmanager
 def quiet():
     "No progress bars and no remarks from transformers inside the `with` block."
+    from transformers.utils import logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -74,8 +74,9 @@ def load_parts(
     part: Callable[..., Any], # `from_pretrained` of a tokenizer or feature extractor
     remedy: str, # what to do when the files are damaged
     may_lack: tuple[str, ...] = (), # layers that nothing uses, by the beginning of their names
-) -> tuple[Any, PreTrainedModel]: # the part and the network, in evaluation mode and float32
+) -> "tuple[Any, PreTrainedModel]": # the part and the network, in evaluation mode and float32
     "Load a network and what prepares its input, from files alone. Raises `InputError` when they are damaged or do not belong together."
+    from transformers import AutoModel
     try:
         with quiet(), torch.random.fork_rng(devices=[]):  # the library draws the numbers that the file then replaces
             first = part(folder, local_files_only=True)
@@ -88,6 +89,14 @@ def load_parts(
 
 
 def weights_digest(folder: Path) -> str: return digest([digest_file(p) for p in weight_files(folder)])
+
+
+def files_digest(
+    folder: Path, # a model folder
+) -> str: # 16 hexadecimal digits
+    "The name of all that a model is loaded from: what describes it, and its weights."
+    files = {*weight_files(folder), *(path for kind in DESCRIPTIONS for path in folder.glob(kind))}
+    return digest([[path.name, digest_file(path)] for path in sorted(files)])
 
 # %% ../../nbs/05_networks.ipynb #db369d77
 PRECISIONS = ("fp32", "bf16")

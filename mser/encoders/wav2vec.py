@@ -6,15 +6,16 @@
 __all__ = ['REMEDY', 'MODEL_TYPES', 'KNOWN', 'cut_layers', 'load_speech', 'make_card', 'Wav2vecEncoder']
 
 # %% ../../nbs/05d_wav2vec.ipynb #fb765df5
-import re, warnings
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np, torch
 from torch import nn
-from transformers import AutoFeatureExtractor, PreTrainedModel, Wav2Vec2FeatureExtractor
+if TYPE_CHECKING: from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor  # heavy: only needed to load
 
-from ..core import InputError
-from .base import EncoderCard
+from ..core import InputError, file_name
+from .base import EncoderCard, told_by_authors
 from .networks import MAX_SECONDS, SpeechNetwork, find_model, load_parts, receptive_field, weights_digest
 
 # %% ../../nbs/05d_wav2vec.ipynb #b63b8bec
@@ -23,7 +24,7 @@ MODEL_TYPES = ("wav2vec2", "hubert", "wavlm")  # of transformers; others prepare
 
 
 def cut_layers(
-    network: PreTrainedModel,
+    network: "PreTrainedModel",
     layer: int | str, # 0 to the number of blocks, or "last"
 ) -> int: # number of blocks that are left
     "Remove the blocks above a layer. Raises `InputError` for a layer that is not there."
@@ -38,8 +39,9 @@ def cut_layers(
 
 def load_speech(
     folder: Path, # a model folder
-) -> tuple[Wav2Vec2FeatureExtractor, PreTrainedModel]: # what normalises a waveform; the network, in evaluation mode, float32
+) -> "tuple[Wav2Vec2FeatureExtractor, PreTrainedModel]": # what normalises a waveform; the network, in evaluation mode, float32
     "Load a network of the family from files alone. Raises `InputError` for any other model, or a damaged one."
+    from transformers import AutoFeatureExtractor
     extractor, network = load_parts(folder, AutoFeatureExtractor.from_pretrained, REMEDY, may_lack=("masked_spec_embed",))
     kind = network.config.model_type
     if kind not in MODEL_TYPES: raise InputError(f"the model is a {kind}, not one of {', '.join(MODEL_TYPES)}", REMEDY, folder)
@@ -49,31 +51,34 @@ def load_speech(
 # %% ../../nbs/05d_wav2vec.ipynb #68f257dd
 _LIBRISPEECH, _LIBRILIGHT = "LibriSpeech 960 h, without labels", "Libri-Light 60,000 h, without labels"
 _MIX = "Libri-Light, GigaSpeech and VoxPopuli 94,000 h, without labels"
-KNOWN = {  # name: pretraining, licence; read speech, podcasts and parliament: none of our corpora is in it
-    "wav2vec2-base": (f"{_LIBRISPEECH} (Baevski et al. 2020)", "Apache-2.0"), "wav2vec2-large": (f"{_LIBRISPEECH} (Baevski et al. 2020)", "Apache-2.0"),
-    "wav2vec2-large-lv60": (f"{_LIBRILIGHT} (Baevski et al. 2020)", "Apache-2.0"),
-    "hubert-base-ls960": (f"{_LIBRISPEECH} (Hsu et al. 2021)", "Apache-2.0"), "hubert-large-ll60k": (f"{_LIBRILIGHT} (Hsu et al. 2021)", "Apache-2.0"),
-    "wavlm-base": (f"{_LIBRISPEECH} (Chen et al. 2022)", "CC BY-SA 3.0"),
-    "wavlm-base-plus": (f"{_MIX} (Chen et al. 2022)", "CC BY-SA 3.0"), "wavlm-large": (f"{_MIX} (Chen et al. 2022)", "CC BY-SA 3.0"),
+KNOWN = {  # published id: pretraining, contamination, licence; audiobooks, podcasts, videos, parliament: no corpus of emotional speech is named
+    "facebook/wav2vec2-base": (f"{_LIBRISPEECH} (Baevski et al. 2020)", (), "Apache-2.0"),
+    "facebook/wav2vec2-large": (f"{_LIBRISPEECH} (Baevski et al. 2020)", (), "Apache-2.0"),
+    "facebook/wav2vec2-large-lv60": (f"{_LIBRILIGHT} (Baevski et al. 2020)", (), "Apache-2.0"),
+    "facebook/hubert-base-ls960": (f"{_LIBRISPEECH} (Hsu et al. 2021)", (), "Apache-2.0"),
+    "facebook/hubert-large-ll60k": (f"{_LIBRILIGHT} (Hsu et al. 2021)", (), "Apache-2.0"),
+    "microsoft/wavlm-base": (f"{_LIBRISPEECH} (Chen et al. 2022)", (), "CC BY-SA 3.0"),
+    "microsoft/wavlm-base-plus": (f"{_MIX} (Chen et al. 2022)", (), "CC BY-SA 3.0"),
+    "microsoft/wavlm-large": (f"{_MIX} (Chen et al. 2022)", (), "CC BY-SA 3.0"),
 }
 
 
 def make_card(
-    network: PreTrainedModel, # cut to its layer
+    network: "PreTrainedModel", # cut to its layer
     name: str,
     weights: str, # digest
     layer: int,
+    told: dict[str, Any], # pretraining, contamination, licence
     precision: str = "fp32",
     sample_rate: int = 16_000, # Hz
 ) -> EncoderCard:
     "What this layer of this network is, gives and has seen."
     config = network.config
     heard, hop = receptive_field(list(zip(config.conv_kernel, config.conv_stride)))
-    pretraining, licence = KNOWN.get(name.split("@")[0], ("unknown: see the model's own card",)*2)
     return EncoderCard(
-        name=name, modality="audio", frame_dim=config.hidden_size, utterance_dim=config.hidden_size, hop_seconds=hop/sample_rate, sample_rate=sample_rate,
-        min_seconds=heard/sample_rate, max_seconds=MAX_SECONDS, parameters=sum(p.numel() for p in network.parameters()), pretraining=pretraining,
-        licence=licence, settings={"layer": layer} | ({} if precision == "fp32" else {"precision": precision}), weights=weights)
+        name=name, modality="audio", **told, frame_dim=config.hidden_size, utterance_dim=config.hidden_size, hop_seconds=hop/sample_rate, sample_rate=sample_rate,
+        min_seconds=heard/sample_rate, max_seconds=MAX_SECONDS, parameters=sum(p.numel() for p in network.parameters()),
+        settings={"layer": layer} | ({} if precision == "fp32" else {"precision": precision}), weights=weights)
 
 
 class Wav2vecEncoder(SpeechNetwork):
@@ -89,8 +94,8 @@ class Wav2vecEncoder(SpeechNetwork):
         folder = find_model(model, REMEDY, "audio encoder")
         self.extractor, network = load_speech(folder)
         layer = cut_layers(network, layer)
-        name = name or re.sub(r"[^\w.@-]+", "-", Path(model).name)
-        card = make_card(network, name, weights_digest(folder), layer, precision, self.extractor.sampling_rate)
+        name = name or file_name(Path(model).name)
+        card = make_card(network, name, weights_digest(folder), layer, told_by_authors(model, KNOWN), precision, self.extractor.sampling_rate)
         super().__init__(network, card, precision, device, batch_seconds)
 
     def local(self, samples: np.ndarray) -> torch.Tensor:
