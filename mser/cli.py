@@ -39,7 +39,7 @@ class ModeName(str, Enum):
 
 class PresetName(str, Enum):
     "How networks are trained."
-    tuned, paper = "tuned", "paper"
+    paper, tuned = "paper", "tuned"
 
 
 def _version(wanted: bool):
@@ -55,7 +55,7 @@ def reproduce(
     corpus: Annotated[Optional[list[str]], typer.Option(metavar="NAME=PATH", help="A corpus and its folder, or any name and a manifest (CSV, Parquet, JSON lines). "
         "May be given several times. Without it: the simulated corpora. [cyan]mser corpora[/cyan] lists the names.")] = None,
     profile: Annotated[ProfileName, typer.Option(help="How much is run: smoke proves that it works, quick gives a first answer, paper is the full size.")] = ProfileName.quick,
-    preset: Annotated[PresetName, typer.Option(help="How networks are trained: our settings for small corpora, or the paper's.")] = PresetName.tuned,
+    preset: Annotated[PresetName, typer.Option(help="Which preset confusion matrices, training curves and the kept model show: the paper's settings, or ours for small corpora. Tables show both.")] = PresetName.paper,
     mode: Annotated[ModeName, typer.Option(help="What networks see: one vector per modality, or tokens and frames, where VAD-guided attention can act.")] = ModeName.pooled,
     label_set: Annotated[Optional[str], typer.Option(metavar="NAME", help="Which emotions count: 4, 4-strict, 5, 6, cremad-6, meld-7, emodb-7. Default: the corpus's own.")] = None,
     protocol: Annotated[Optional[str], typer.Option(metavar="NAME", help="How utterances are split: loso, loso-session, sessions-3-1-1, speaker-kfold, speaker-split, "

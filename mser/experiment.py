@@ -8,7 +8,7 @@ __all__ = ['PROFILES', 'PRESETS', 'NETWORKS', 'Profile', 'Preset', 'Experiment',
 # %% ../nbs/25_experiment.ipynb #29de3d45
 import shutil
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Sequence
@@ -18,13 +18,14 @@ from pydantic import Field
 
 from .core import InputError, check_choice, workspace, write_json
 from .labels import LabelSet
+from .late_fusion import LateFusionConfig
 from .losses import LossConfig
 from .model import ModelConfig
 from .parallel import process_pool
 from .prepare import Prepared, prepare, prepare_splits
 from .protocols import PROTOCOLS, Splits
 from .results import Row
-from .runs import DataSpec, LinearProbe, Majority, Network, RunSpec, RunStore, Value, code_fingerprint, environment, run_many
+from .runs import DataSpec, LateFusion, LinearProbe, Majority, Network, RunSpec, RunStore, Value, code_fingerprint, environment, run_many
 from .training import TrainConfig
 
 # %% ../nbs/25_experiment.ipynb #1f66df34
@@ -34,12 +35,13 @@ class Profile(Value):
     seeds: int = Field(ge=1, description="random seeds per configuration")
     folds: int | None = Field(None, description="folds per protocol; None for all")
     max_epochs: int | None = Field(None, description="upper limit on the preset's epochs; None for none")
+    slow_seeds: int | None = Field(None, ge=1, description="seeds under a preset that is marked slow; None for as many as the others")
     scale: float = Field(1.0, gt=0, le=1, description="share of a simulated corpus; real corpora are always whole")
 
 
 PROFILES = {p.name: p for p in [
     Profile(name="smoke", seeds=1, folds=2, max_epochs=2, scale=0.05),
-    Profile(name="quick", seeds=3, scale=0.15),
+    Profile(name="quick", seeds=3, slow_seeds=1, scale=0.15),
     Profile(name="paper", seeds=5),
 ]}
 
@@ -50,12 +52,13 @@ class Preset(Value):
     model: dict = Field({}, description="settings of `ModelConfig` that differ from the paper's")
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
+    slow: bool = Field(False, description="costs so much that a profile may run fewer seeds of it")
 
 
 PRESETS = {p.name: p for p in [
-    Preset(name="paper"),
-    Preset(name="tuned", model={"hidden_dim": 128, "n_layers": 1, "input_dropout": 0.2},
-           train=TrainConfig(batch_size=64, lr=2e-4, epochs=30, patience=10)),
+    Preset(name="paper", slow=True),
+    Preset(name="tuned", model={"hidden_dim": 128, "n_layers": 1, "dropout": 0.5, "input_dropout": 0.1},
+           train=TrainConfig(batch_size=64, lr=2e-4, epochs=60, keep="last")),
 ]}
 
 # %% ../nbs/25_experiment.ipynb #3a8edb9a
@@ -105,19 +108,40 @@ class Experiment:
         return {"corpus": corpus.name, "title": self.title, "short_title": corpus.title, "simulated": corpus.simulated, "data": data,
                 "skipped": [s._asdict() for s in p.skipped]}
 
-    def network(self, **settings) -> Network:
-        "The preset's network with some settings changed. Widths come from the stores."
-        text, audio = self.prepared.text.card, self.prepared.audio.card
+    @property
+    def dims(self) -> dict[str, int]:
+        "What a network has to know of the corpus: the widths of its features and the number of its classes."
         width = "utterance_dim" if self.mode == "pooled" else "frame_dim"
-        dims = {"text_dim": getattr(text, width), "audio_dim": getattr(audio, width), "n_classes": len(self.label_set)}
-        limit = self.profile.max_epochs or self.preset.train.epochs
-        train = self.preset.train.model_copy(update={"epochs": min(limit, self.preset.train.epochs)})
-        return Network(model=ModelConfig(**{**self.preset.model, **settings, **dims}), train=train, loss=self.preset.loss)
+        text, audio = (getattr(store.card, width) for store in (self.prepared.text, self.prepared.audio))
+        return {"text_dim": text, "audio_dim": audio, "n_classes": len(self.label_set)}
 
-    def row(self, name: str, method: Majority | LinearProbe | Network) -> Row:
+    def limited(self, train: TrainConfig) -> TrainConfig:
+        "The same training with no more epochs than the profile allows."
+        return train.model_copy(update={"epochs": min(self.profile.max_epochs or train.epochs, train.epochs)})
+
+    def network(self, **settings) -> Network:
+        "The preset's network with some settings changed."
+        model = ModelConfig(**{**self.preset.model, **settings, **self.dims})
+        return Network(model=model, train=self.limited(self.preset.train), loss=self.preset.loss)
+
+    def late_fusion(self) -> LateFusion:
+        "The late-fusion baseline, which has a recipe of its own under every preset."
+        method = LateFusion(model=LateFusionConfig(**self.dims))
+        return method.model_copy(update={"train": self.limited(method.train)})
+
+    def under(self, preset: str) -> "Experiment":
+        "The same experiment under another preset."
+        return replace(self, preset=PRESETS[check_choice(preset, PRESETS, "preset")])
+
+    def seeds(self, method: Majority | LinearProbe | LateFusion | Network) -> range:
+        "The seeds a method is run with; without randomness, one."
+        if isinstance(method, (Majority, LinearProbe)): return range(1)
+        slow = isinstance(method, Network) and self.preset.slow
+        return range(self.profile.slow_seeds or self.profile.seeds) if slow else range(self.profile.seeds)
+
+    def row(self, name: str, method: Majority | LinearProbe | LateFusion | Network) -> Row:
         "A method for every seed and fold."
-        seeds = range(self.profile.seeds) if isinstance(method, Network) else range(1)
-        specs = (RunSpec(data=self.data, fold=f, seed=s, method=method, code=code_fingerprint()) for s in seeds for f in self.folds)
+        specs = (RunSpec(data=self.data, fold=f, seed=s, method=method, code=code_fingerprint()) for s in self.seeds(method) for f in self.folds)
         return Row(name, tuple(specs))
 
 # %% ../nbs/25_experiment.ipynb #3152d5d5
@@ -125,7 +149,7 @@ def open_experiments(
     corpora: dict[str, str | None], # name -> folder or manifest; None for a simulated corpus
     root: Path, # the workspace
     profile: str = "quick", # a name of `PROFILES`
-    preset: str = "tuned", # a name of `PRESETS`
+    preset: str = "paper", # a name of `PRESETS`
     mode: str = "pooled", # "pooled" or "sequence"
     label_set: str | None = None, # a name of notebook 00b; None for the corpus's own
     protocol: str | None = None, # a name of notebook 03; None for the corpus's own

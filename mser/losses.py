@@ -51,7 +51,7 @@ class LossConfig(BaseModel):
     "Weights and settings of the total objective; the defaults are the paper's."
     model_config = ConfigDict(frozen=True, extra="forbid")
     classification: float = Field(1.0, gt=0, description="weight of the cross-entropy")
-    vad: float = Field(0.3, ge=0, description="weight of the mean squared error on valence, arousal, dominance")
+    vad: float = Field(0.3, ge=0, description="weight of the mean squared error on valence, arousal, dominance; acts only when the model judges them")
     contrastive: float = Field(0.2, ge=0, description="weight of MICL; acts only when the model gives embeddings")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="probability spread evenly over all classes")
     temperature: float = Field(0.07, gt=0, description="temperature of MICL")
@@ -73,13 +73,13 @@ class TotalLoss(nn.Module):
         "The losses that have a weight, before weighting."
         c, parts = self.config, {}
         parts["classification"] = F.cross_entropy(output.logits, labels, weight=self.class_weights, label_smoothing=c.label_smoothing)
-        if c.vad: parts["vad"] = F.mse_loss(output.vad, targets)
+        if c.vad and output.vad is not None: parts["vad"] = F.mse_loss(output.vad, targets)
         if c.contrastive and output.text_embedding is not None and (output.pair_mask is None or output.pair_mask.sum() > 1):
             parts["contrastive"] = info_nce(output.text_embedding, output.audio_embedding, c.temperature, output.pair_mask)
         return parts
 
     def forward(self,
-        output, # an `SEROutput`: `logits` [B, C], `vad` [B, 3], `text_embedding` and `audio_embedding` [B, P] or None, `pair_mask` [B] or None
+        output, # an `SEROutput`: `logits` [B, C], `vad` [B, 3] or None, `text_embedding` and `audio_embedding` [B, P] or None, `pair_mask` [B] or None
         labels: Tensor, # integer codes [B]
         vad_targets: Tensor, # [B, 3], from `vad_targets`
     ) -> tuple[Tensor, dict[str, Tensor]]: # the total (scalar, with gradient), and its unweighted parts (scalars, detached)

@@ -81,7 +81,7 @@ def read_config(
 class SEROutput(NamedTuple):
     "What the model says about a batch."
     logits: Tensor # [B, C]
-    vad: Tensor # valence, arousal, dominance in [-1, 1] [B, 3]
+    vad: Tensor | None # valence, arousal, dominance in [-1, 1] [B, 3]; None from a network that does not judge them
     fused: Tensor # the vector h that the heads see [B, D]
     gates: dict[str, Tensor] | None = None # EAAF gates, "text" and "audio" [B, D]
     text_embedding: Tensor | None = None # MICL projection [B, P]

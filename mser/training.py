@@ -9,7 +9,7 @@ __all__ = ['TrainConfig', 'batches', 'n_batches', 'make_optimiser', 'TrainingErr
 # %% ../nbs/20_training.ipynb #8daa0d00
 import copy, math, time
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Iterator, Literal, NamedTuple
 
 import numpy as np, pandas as pd, torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .adaptation import AdaptConfig, DomainLoss
 from .core import check_choice, whole_file
 from .dataset import SpeechData
+from .late_fusion import LateFusionConfig, LateFusionNetwork, late_fusion
 from .losses import LossConfig, TotalLoss, class_weights
 from .metrics import scores
 from .model import ModelConfig, MultimodalSER
@@ -27,7 +28,8 @@ class TrainConfig(BaseModel):
     "How a model is trained. Defaults: the paper's."
     model_config = ConfigDict(frozen=True, extra="forbid")
     epochs: int = Field(100, ge=0, description="at most this many passes over the training part; 0 leaves the weights as they are")
-    patience: int = Field(15, ge=1, description="stop after this many epochs without a better validation UA")
+    patience: int = Field(15, ge=1, description="stop after this many epochs without a better validation UA; without effect when the last epoch is kept")
+    keep: Literal["best", "last"] = Field("best", description="whose weights are kept: the epoch with the best validation UA, or the end of the schedule")
     batch_size: int = Field(16, ge=2, description="utterances per step")
     lr: float = Field(2e-5, gt=0, description="base learning rate of AdamW")
     peak_factor: float = Field(10.0, ge=1, description="the one-cycle schedule peaks at this times the base rate")
@@ -180,13 +182,13 @@ def predict(
 
 # %% ../nbs/20_training.ipynb #8d110255
 class BestEpoch:
-    "Keeps a copy of the weights at the best validation UA and says when patience has run out."
-    def __init__(self, patience: int):
-        self.patience, self.ua, self.epoch, self.weights = patience, -math.inf, 0, None
+    "Keeps a copy of the weights at the best validation UA (or at the last epoch) and says when patience has run out."
+    def __init__(self, patience: int, keep: str = "best"):
+        self.patience, self.keep, self.ua, self.epoch, self.weights = patience, keep, -math.inf, 0, None
 
     def update(self, model: nn.Module, epoch: int, ua: float) -> bool: # false when it is time to stop
         "Note the score of one epoch. At equal UA the earlier epoch stays."
-        if ua > self.ua: self.ua, self.epoch, self.weights = ua, epoch, copy.deepcopy(model.state_dict())
+        if self.keep == "last" or ua > self.ua: self.ua, self.epoch, self.weights = ua, epoch, copy.deepcopy(model.state_dict())
         return epoch - self.epoch < self.patience
 
 # %% ../nbs/20_training.ipynb #e0380ff6
@@ -212,7 +214,7 @@ class Training:
         freeze(model, config.freeze)
         learning = nn.ModuleList([model] + [self.alignment]*(adapt is not None))
         self.optimiser, self.schedule = make_optimiser(learning, config, config.epochs*n_batches(len(train), config.batch_size))
-        self.best, self.history = BestEpoch(config.patience), []
+        self.best, self.history = BestEpoch(config.patience, config.keep), []
 
     @property
     def going(self) -> bool:
@@ -296,12 +298,13 @@ def fit(
 
 # %% ../nbs/20_training.ipynb #9e31476d
 def build(
-    config: ModelConfig,
+    config: ModelConfig | LateFusionConfig,
     train: SpeechData, # the part that input standardisation is fitted on
     seed: int, # initial weights
-) -> MultimodalSER:
+) -> MultimodalSER | LateFusionNetwork:
     "A fresh model whose inputs are standardised by the training part alone."
     torch.manual_seed(seed)
+    if isinstance(config, LateFusionConfig): return late_fusion(config, train)
     model = MultimodalSER(config)
     if config.input_norm: model.fit_input_norm(*(None if m is None else m.vectors() for m in (train.text, train.audio)))
     return model

@@ -41,7 +41,8 @@ def test_writes_report_tables_figures_and_notebook(undisturbed):
                  "figures/in_domain-emodb-2-confusion.png", "figures/in_domain-emodb-2-confusion.svg", "notebooks/in_domain.ipynb", "notebooks/in_domain.html"):
         assert (out/path).stat().st_size > 500, path
     rows = table(out)
-    assert rows["row"].tolist() == ["majority class", "linear probe, text", "linear probe, audio", "linear probe", "text only", "audio only", "cross-attention", "full model"]
+    networks = [f"{name}, {preset}" for preset in ("paper", "tuned") for name in ("text only", "audio only", "cross-attention", "full model")]
+    assert rows["row"].tolist() == ["majority class", "linear probe, text", "linear probe, audio", "linear probe", "late fusion", *networks]
     assert rows["ua"].between(0, 1).all() and (rows["runs"] == 2).all()
 
 
