@@ -6,13 +6,10 @@
 __all__ = ['Row', 'pooled', 'seed_scores', 'clusters', 'speaker_interval', 'pooled_confusion', 'summarise', 'summary']
 
 # %% ../nbs/24_results.ipynb #5fccaa54
-from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple, Sequence
 
 import numpy as np, pandas as pd
 
-from .manifest import read_manifest
 from .metrics import confusion, scores
 from .runs import RunSpec, RunStore
 from .stats import bootstrap_ua, mean_interval
@@ -54,21 +51,13 @@ def seed_scores(
     return pd.DataFrame([{"seed": seed, **scores(*_codes(table, row.classes), len(row.classes))._asdict()} for seed, table in of_seed.items()])
 
 
-@lru_cache(maxsize=8)
-def _speakers(path: Path) -> pd.Series: # by id; null where nobody recorded it
-    return read_manifest(path).grouped.set_index("id").speaker
-
-
 def clusters(
-    store: RunStore, # in a workspace, beside manifests/
-    row: Row,
-    ids: Sequence[str], # utterances
-) -> tuple[np.ndarray, str]: # what each belongs to, and what that is: "speakers", "utterances" or both
+    table: pd.DataFrame, # of predictions: id, and speaker, null where nobody recorded it
+) -> tuple[np.ndarray, str]: # what each utterance belongs to, and what that is: "speakers", "utterances" or both
     "What the bootstrap draws: speakers, told apart by corpus, and an utterance for itself where nobody recorded its speaker."
-    data = row.specs[0].data
-    speaker = _speakers(store.root.parent/"manifests"/f"{data.corpus}-{data.manifest}.parquet").reindex(ids)
+    speaker = table["speaker"]
     drawn = {"speakers": speaker.notna().any(), "utterances": speaker.isna().any()}
-    return np.where(speaker.isna(), [f"utterance {name}" for name in ids], speaker), " and ".join(name for name, some in drawn.items() if some)
+    return np.where(speaker.isna(), "utterance " + table["id"], speaker), " and ".join(name for name, some in drawn.items() if some)
 
 
 def speaker_interval(
@@ -79,7 +68,7 @@ def speaker_interval(
 ) -> tuple[float, float, str]: # lower and upper bound of UA, and what was drawn
     "95 % interval of UA over speakers, all seeds pooled; over utterances where speakers are not recorded."
     table = pooled(store, row.specs, part)
-    groups, over = clusters(store, row, table["id"])
+    groups, over = clusters(table)
     interval = bootstrap_ua(*_codes(table, row.classes), groups, len(row.classes), n_resamples)
     return interval.low, interval.high, over
 

@@ -243,12 +243,18 @@ def _corpora(spec: RunSpec, part: str) -> list[DataSpec]:
     return [spec.target] if spec.target and part == "test" else [spec.data, *spec.also]
 
 
+def _speakers(manifest: Manifest, corpus: str | None) -> pd.Series: # by id; null where nobody recorded it
+    "Who says what; with the corpus's name before the speaker's where there are several corpora."
+    speakers = manifest.grouped.set_index("id").speaker
+    return speakers if corpus is None else f"{corpus}/" + speakers
+
+
 def _prediction_table(spec: RunSpec, part: str, data: SpeechData, predicted: Predictions, root: Path) -> pd.DataFrame:
     "One row per utterance: who said it, what it is, what the model says."
     corpora, labels = _corpora(spec, part), spec.data.label_set
     codes = data.corpus.tolist()
-    speakers = [_load(d.model_dump_json(), root)[0].table.set_index("id").speaker for d in corpora]
-    table = pd.DataFrame({"id": data.ids, "part": part, "corpus": [corpora[c].corpus for c in codes], "speaker": [speakers[c][i] for c, i in zip(codes, data.ids)],
+    speakers = pd.concat([_speakers(_load(d.model_dump_json(), root)[0], d.corpus if len(corpora) > 1 else None) for d in corpora])
+    table = pd.DataFrame({"id": data.ids, "part": part, "corpus": [corpora[c].corpus for c in codes], "speaker": speakers.loc[list(data.ids)].to_numpy(),
                           "label": labels.decode(data.labels.numpy()), "predicted": labels.decode(predicted.classes)})
     for i, name in enumerate(labels.classes): table[f"p_{name}"] = predicted.probabilities[:, i]
     if predicted.gates is not None: table["gate_text"], table["gate_audio"] = predicted.gates.T

@@ -79,8 +79,9 @@ def make_optimiser(
     "AdamW (fused) with a one-cycle schedule (Smith & Topin 2019) that peaks at `peak_factor` times the base rate."
     learning = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(learning, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=config.lr*config.peak_factor,
-                                                   total_steps=max(total_steps, 2), pct_start=config.warmup)
+    steps = max(total_steps, 2)
+    warmup = max(config.warmup, min(1.5/steps, 0.9))  # a rise of no step at all is not defined
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=config.lr*config.peak_factor, total_steps=steps, pct_start=warmup)
     return optimiser, schedule
 
 # %% ../nbs/20_training.ipynb #c6abfd00
