@@ -234,7 +234,8 @@ def export_lists(
     import torch
     check_features(features)
     table, paths = features.manifest.table, []
-    code = {label: order.index(meant) for label in set(table.label) if (meant := LABEL_WORDS.get(label, label)) in order}
+    meant = [LABEL_WORDS.get(word, word) for word in order]
+    code = {label: meant.index(name) for label in set(table.label) if (name := LABEL_WORDS.get(label, label)) in meant}
     if lacking := sorted(set(table.label) - set(code)):
         raise InputError(f"label {lacking[0]!r} is not in the order {', '.join(order)}", "Name every label")
     if len({file_name(corpus) for corpus in table.corpus}) < table.corpus.nunique():
