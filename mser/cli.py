@@ -18,6 +18,7 @@ from rich.table import Table
 from . import __version__
 from .cli_corpus import corpus_app
 from .cli_features import features_app
+from .cli_train import train_app
 from .core import InputError
 
 # %% ../nbs/40_cli.ipynb #ce4124b5
@@ -109,6 +110,7 @@ def corpora():
 # %% ../nbs/40_cli.ipynb #2b2d7c0b
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(features_app, name="features")
+app.add_typer(train_app)
 
 # %% ../nbs/40_cli.ipynb #a9a64d39
 @app.command()

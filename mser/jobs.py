@@ -10,7 +10,7 @@ __all__ = ['OPTIONS', 'MODELS', 'CLASSIFIERS', 'ADAPTATIONS', 'settings', 'netwo
 
 # %% ../nbs/44a_jobs.ipynb #3dbe98f8
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
+from typing import NamedTuple, Sequence
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -22,7 +22,7 @@ from .model import ModelConfig, MultimodalSER, read_config
 from .parallel import executor
 from .regimes import adapted, combined, fine_tuned, zero_shot
 from .results import Row
-from .runs import LinearProbe, Majority, Network, RunSpec, RunsFailed, RunStore, code_fingerprint, run_many
+from .runs import LinearProbe, Majority, Network, RunSpec, RunsFailed, RunStore, code_fingerprint, missing_runs, run_many
 from .sources import Source, check_alike
 
 # %% ../nbs/44a_jobs.ipynb #5896a0c2
@@ -268,6 +268,7 @@ def compute(
     store, specs, said = RunStore(job.root/"runs"), job.specs, ""
     for spec in specs.values():
         if problem := spec.problem(): raise InputError(*problem)
+    if not missing_runs(list(specs.values()), store, job.keep): return 0, {}
     before = set(store.hashes())
     with executor(workers, scheduler) as pool:
         try: run_many(list(specs.values()), job.root, pool, job.keep, progress)

@@ -180,9 +180,10 @@ def from_folder(
 # %% ../nbs/44_sources.ipynb #999e7434
 def choose_labels(
     found: Found,
-    wanted: str | None = None, # a name of notebook 00b; None for what is there
+    wanted: str | LabelSet | None = None, # a name of notebook 00b; None for what is there; a set is that of a trained model, and taken as it is
 ) -> LabelSet: # every class has utterances and a place in VAD space
     "The classes of an experiment. Raises `InputError` for a label set that does not match the labels."
+    if isinstance(wanted, LabelSet): return wanted
     there = set(found.manifest.table.label) - {NO_AGREEMENT, OTHER}
     if wanted is None and found.corpus in CORPORA and not found.origin["files"]: wanted = CORPORA[found.corpus].label_set
     same = [s for s in LABEL_SETS.values() if set(s.classes) == there]
@@ -261,7 +262,7 @@ class Source:
 def open_source(
     found: Found,
     root: str | Path, # the workspace
-    label_set: str | None = None, # None for the labels that are there
+    label_set: str | LabelSet | None = None, # None for the labels that are there
     protocol: str | None = None, # of a folder; lists are split already
     mode: str = "pooled", # "pooled" or "sequence"
     parts: Sequence[str] = PARTS, # that must have utterances
