@@ -114,6 +114,7 @@ class Training:
     lr: Annotated[Optional[float], option(NETWORK, "Base learning rate; the schedule peaks at ten times as much.")] = None
     batch_size: Annotated[Optional[int], option(NETWORK, "Utterances per step.", min=2)] = None
     epochs: Annotated[Optional[int], option(NETWORK, "At most so many passes over the training part.", min=1)] = None
+    weight_decay: Annotated[Optional[float], option(NETWORK, "Decoupled weight decay of AdamW.", min=0)] = None
     patience: Annotated[Optional[int], option(NETWORK, "Stop after so many epochs without a better validation UA.", min=1)] = None
 
 
@@ -218,7 +219,7 @@ def print_plan(job: "Job", running: Running) -> None:
     console.print(table)
     console.print(f"{len(missing)} runs to compute" + (", each run that several rows begin with counted once" if any(s.start for s in missing) else ""), soft_wrap=True)
     where = "each worker that the cluster has would share it" if running.scheduler else f"with {workers} workers"
-    if missing: console.print(f"at most {duration(estimate(missing, job.root)/min(workers, len(missing)))} ({where}), if no run stops early", soft_wrap=True)
+    if missing: console.print(f"at most {duration(estimate(missing, job.root)/min(workers, len(missing)))} of training ({where}), if no run stops early", soft_wrap=True)
 
 
 def print_results(results: "Results") -> None:

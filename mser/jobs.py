@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'MODELS', 'CLASSIFIERS', 'ADAPTATIONS', 'settings', 'network', 'models', 'row', 'ablation_rows',
-           'baseline_rows', 'source_run', 'untouched', 'zero_shot_row', 'check_frozen', 'fine_tuning_rows',
-           'few_shot_rows', 'adaptation_rows', 'combined_rows', 'check_fits', 'evaluation_rows', 'Job', 'why_failed',
-           'compute']
+           'baseline_rows', 'source_run', 'untouched', 'zero_shot_row', 'check_frozen', 'tuned_row', 'transfers',
+           'fine_tuning_rows', 'few_shot_rows', 'adaptation_rows', 'combined_rows', 'check_fits', 'evaluation_rows',
+           'Job', 'why_failed', 'compute']
 
 # %% ../nbs/44a_jobs.ipynb #3dbe98f8
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import Callable, NamedTuple, Sequence
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -29,7 +29,7 @@ from .sources import Source, check_alike
 OPTIONS = { # name of an option: part of the preset, setting
     "hidden_dim": ("model", "hidden_dim"), "num_layers": ("model", "n_layers"), "dropout": ("model", "dropout"), "vad_lambda": ("model", "vad_lambda"),
     "micl_weight": ("loss", "contrastive"), "micl_temp": ("loss", "temperature"),
-    "lr": ("train", "lr"), "batch_size": ("train", "batch_size"), "epochs": ("train", "epochs"), "patience": ("train", "patience"),
+    "lr": ("train", "lr"), "weight_decay": ("train", "weight_decay"), "batch_size": ("train", "batch_size"), "epochs": ("train", "epochs"), "patience": ("train", "patience"),
 }
 
 
@@ -139,20 +139,35 @@ def check_frozen(method: Network, names: Sequence[str]) -> None:
     for name in names: check_choice(name, known, "module to freeze")
 
 
+def tuned_row(
+    name: str,
+    starts: dict[int, RunSpec], # seed: its source run
+    cut: Callable[[int], Source], # seed -> the target, or a part of it
+    **gentler, # settings of `TrainConfig.fine_tuning`: factor, epochs, patience, freeze
+) -> Row:
+    "Source runs that go on with the target."
+    return Row(name, tuple(fine_tuned(start, cut(s).data, f, **gentler) for s, start in starts.items() for f in range(cut(s).splits.n_folds)))
+
+
+def transfers(source: Source, target: Source, networks: dict[str, Network], seeds: Sequence[int], freeze: Sequence[str] = ()):
+    "For each network: its name, its zero-shot row, its source runs by seed. Raises `InputError` when something does not fit."
+    check_alike([source, target])
+    for name, method in networks.items():
+        check_frozen(method, freeze)
+        yield name, zero_shot_row(f"{name}, zero-shot", source, target, method, seeds), {s: source_run(source, target, method, s) for s in seeds}
+
+
 def fine_tuning_rows(
     source: Source,
     target: Source,
     networks: dict[str, Network], # by name
     seeds: Sequence[int],
-    **gentler, # settings of `TrainConfig.fine_tuning`: factor, epochs, patience, freeze
+    **gentler, # as in `tuned_row`
 ) -> list[Row]:
     "Zero-shot and fine-tuned, for each network. Raises `InputError`."
-    check_alike([source, target])
     rows = []
-    for name, method in networks.items():
-        check_frozen(method, gentler.get("freeze", ()))
-        tuned = [fine_tuned(source_run(source, target, method, s), target.data, f, **gentler) for s in seeds for f in range(target.splits.n_folds)]
-        rows += [zero_shot_row(f"{name}, zero-shot", source, target, method, seeds), Row(f"{name}, fine-tuned", tuple(tuned))]
+    for name, zero, starts in transfers(source, target, networks, seeds, gentler.get("freeze", ())):
+        rows += [zero, tuned_row(f"{name}, fine-tuned", starts, lambda s: target, **gentler)]
     return rows
 
 # %% ../nbs/44a_jobs.ipynb #20094f85
@@ -163,16 +178,14 @@ def few_shot_rows(
     seeds: Sequence[int], # of runs; each draws its own utterances
     shares: Sequence[float], # of the target's labels, above 0 and up to 1
     full_validation: bool = False, # select on the whole validation part, beside the budget
-    **gentler, # as in `fine_tuning_rows`
+    **gentler, # as in `tuned_row`
 ) -> list[Row]:
-    "Fine-tuned on a share of the target's labels, which pays for training and selection together. Raises `InputError`."
-    rows, cut = fine_tuning_rows(source, target, networks, seeds, **gentler), {(p, s): target.within(p, s, full_validation) for p in shares for s in seeds}
-    for name, method in networks.items():
-        start = {s: source_run(source, target, method, s) for s in seeds}
-        for p in shares:
-            specs = (fine_tuned(start[s], cut[p, s].data, f, **gentler) for s in seeds for f in range(target.splits.n_folds))
-            rows.append(Row(f"{name}, {100*p:g}%" + (" (full validation besides)" if full_validation and p < 1 else ""), tuple(specs)))
-    return sorted((r for r in rows if "fine-tuned" not in r.name), key=lambda r: [r.name.startswith(f"{n},") for n in networks].index(True))
+    "Zero-shot, and fine-tuned on shares of the target's labels, each paying for training and selection together. Raises `InputError`."
+    cut, rows = {p: {s: target.within(p, s, full_validation) for s in seeds} for p in shares}, []
+    label = lambda p: f"{100*p:g}%" + (" (full validation besides)" if full_validation and p < 1 else "")
+    for name, zero, starts in transfers(source, target, networks, seeds, gentler.get("freeze", ())):
+        rows += [zero, *(tuned_row(f"{name}, {label(p)}", starts, cut[p].__getitem__, **gentler) for p in shares)]
+    return rows
 
 # %% ../nbs/44a_jobs.ipynb #d525c440
 ADAPTATIONS = ("none", "dann", "mmd", "coral")

@@ -34,8 +34,8 @@ def corpus_name(
     paths: Sequence[Path], # the lists of one corpus
 ) -> str: # fit for a file name
     "What a corpus of lists is called."
-    shared = commonprefix([p.stem for p in paths]) if len(paths) > 1 else re.sub(r"(^|[-_. ])(train|val|valid|dev|test)$", "", paths[0].stem)
-    name = shared.strip("-_. ") or (paths[0].stem if paths[0].stem.lower() not in (*PARTS, "valid", "dev") else paths[0].absolute().parent.name)
+    stems = [re.sub(r"(^|[-_. ])(train|val|valid|dev|test)(?=[-_. ]|$)", "", p.stem, flags=re.I) for p in paths]
+    name = commonprefix(stems).strip("-_. ") or stems[0].strip("-_. ") or paths[0].absolute().parent.name
     return file_name(name) or "imported"
 
 # %% ../nbs/44_sources.ipynb #661cb609

@@ -108,7 +108,7 @@ def test_each_option_changes_what_is_predicted(lists):
     base = predicted()
     assert predicted() == base
     for changed in (dict(hidden_dim=32), dict(num_layers=2), dict(dropout=0.3), dict(vad_lambda=3.0), dict(micl_weight=0.5), dict(micl_temp=0.5), dict(micl_weight=0.0), dict(lr=1e-3),
-                    dict(batch_size=4), dict(epochs=2), dict(seed=1), dict(preset="tuned")): assert predicted(**changed) != base, changed
+                    dict(batch_size=4), dict(epochs=2), dict(weight_decay=1.0), dict(seed=1), dict(preset="tuned")): assert predicted(**changed) != base, changed
 
 
 def test_ablation_and_baselines(here, lists):
@@ -212,7 +212,7 @@ def test_a_run_that_fails_leaves_the_others_alone(here, lists, tmp_path):
 
 
 def test_a_killed_command_goes_on_and_writes_the_same_file(lists, tmp_path, here):
-    call = ["train", *one(), *TINY, "--epochs", 60, "--patience", 60, "--num-runs", 3, "--workers", 1]
+    call = ["train", *one(), *TINY, "--epochs", 20, "--patience", 20, "--num-runs", 3, "--workers", 1]
     process = start(*call, "--out", tmp_path/"killed", "--output", tmp_path/"killed.json", cwd=lists)
     deadline = time.monotonic() + 120
     while not list((tmp_path/"killed").glob("runs/*/metrics.json")) and time.monotonic() < deadline: time.sleep(0.05)
