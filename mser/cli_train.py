@@ -224,14 +224,14 @@ def print_plan(job: "Job", running: Running) -> None:
 
 def print_results(results: "Results") -> None:
     "The table of a command."
+    from rich import box
     from rich.console import Console
     from rich.table import Table
-    table, console = Table("row", "UA", "WA", "WF1", "macro-F1", "seeds", "runs"), Console()
+    table, console = Table("row", "UA", "WA", "WF1", "runs", box=box.SIMPLE_HEAD, pad_edge=False), Console()
     shown = lambda s: f"{100*s.mean:.1f}" + ("" if s.low is None else f" ± {100*(s.high - s.low)/2:.1f}")
     for r in results.rows:
-        done = f"{sum(x.status == 'finished' for x in r.runs)} of {len(r.runs)}"
-        a = r.aggregate
-        table.add_row(r.name, *([shown(a.ua), shown(a.wa), shown(a.wf1), shown(a.macro_f1), str(len(a.seeds))] if a else ["failed", "", "", "", "0"]), done)
+        numbers = [shown(s) for s in (r.aggregate.ua, r.aggregate.wa, r.aggregate.wf1)] if r.aggregate else ["failed", "", ""]
+        table.add_row(r.name, *numbers, f"{sum(x.status == 'finished' for x in r.runs)} of {len(r.runs)}")
     console.print(table)
     console.print(f"In percent, mean over seeds ± half of the 95 % interval. Selected on {results.selects}, reported on {results.reports}.", soft_wrap=True, highlight=False)
     if any(d.simulated for d in results.data): console.print("Simulated data.", highlight=False)

@@ -212,7 +212,7 @@ def test_a_run_that_fails_leaves_the_others_alone(here, lists, tmp_path):
 
 
 def test_a_killed_command_goes_on_and_writes_the_same_file(lists, tmp_path, here):
-    call = ["train", *one(), *TINY, "--epochs", 20, "--patience", 20, "--num-runs", 3, "--workers", 1]
+    call = ["train", *one(), *TINY, "--epochs", 60, "--patience", 60, "--num-runs", 3, "--workers", 1]
     process = start(*call, "--out", tmp_path/"killed", "--output", tmp_path/"killed.json", cwd=lists)
     deadline = time.monotonic() + 120
     while not list((tmp_path/"killed").glob("runs/*/metrics.json")) and time.monotonic() < deadline: time.sleep(0.05)
