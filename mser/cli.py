@@ -19,6 +19,7 @@ from . import __version__
 from .cli_corpus import corpus_app
 from .cli_features import features_app
 from .cli_runs import runs_app
+from .cli_train import train_app
 from .core import InputError
 
 # %% ../nbs/40_cli.ipynb #ce4124b5
@@ -111,6 +112,7 @@ def corpora():
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(features_app, name="features")
 app.add_typer(runs_app, name="runs")
+app.add_typer(train_app)
 
 # %% ../nbs/40_cli.ipynb #a9a64d39
 @app.command()
