@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PlainStep', 'autocast', 'RandomBits', 'threshold', 'Factors', 'flat', 'empty', 'FastLayer', 'LinearFunction',
            'FastLinear', 'BlockFunction', 'FastBlock', 'FastDropout', 'FastStep', 'write_gradients', 'adamw_state',
-           'adamw_settings']
+           'adamw_settings', 'fast_step_fits', 'make_step']
 
-# %% ../nbs/18_step.ipynb #0174e227
+# %% ../nbs/18_step.ipynb #27fcdc4d
 import math
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from . import lanes
 from .attention import AttentionBlock
 
-# %% ../nbs/18_step.ipynb #16085b3b
+# %% ../nbs/18_step.ipynb #0251b4b7
 class PlainStep:
     "Backward, clip, AdamW, as PyTorch does them, on any device; a context around the forward passes that sets their precision."
     def __init__(self,
@@ -56,9 +56,9 @@ class PlainStep:
 def autocast(model: nn.Module, precision: str):
     "The context in which a model multiplies matrices in this precision."
     if precision == "fp32": return nullcontext()
-    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
+    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16, cache_enabled=False)  # a cached copy would outlive the update
 
-# %% ../nbs/18_step.ipynb #d49e1d2c
+# %% ../nbs/18_step.ipynb #43e69b29
 class RandomBits:
     "16-bit random numbers, in a sequence that depends on the seed alone and can be resumed."
     def __init__(self, seed: int): self.generator = np.random.SFC64(seed)
@@ -77,7 +77,7 @@ def threshold(p: float) -> int:
     "The 16-bit number below which an element is dropped."
     return round(p*65536)
 
-# %% ../nbs/18_step.ipynb #ce361aa3
+# %% ../nbs/18_step.ipynb #00defdfe
 class Factors(NamedTuple):
     "The gradients of one use of a layer."
     xs: np.ndarray # inputs of its weights, one after the other [16, K] each
@@ -121,7 +121,7 @@ class FastLayer:
         pieces = [tuple(map(torch.from_numpy, piece)) for piece in self.pieces(noted)]
         return [piece[1].view(-1, 16) @ piece[0].view(16, -1) if len(piece) == 2 else piece[0] for piece in pieces]
 
-# %% ../nbs/18_step.ipynb #68bacc47
+# %% ../nbs/18_step.ipynb #e2deabe4
 class LinearFunction(torch.autograd.Function):
     "x W^T + b, whose backward pass gives the gradient by x and notes the factors of the others."
     @staticmethod
@@ -157,7 +157,7 @@ class FastLinear(FastLayer):
         if x.numel() > 16*self.layer.in_features or not torch.is_grad_enabled(): return self.slow(x)
         return LinearFunction.apply(x.float().contiguous(), self.layer.weight, self)
 
-# %% ../nbs/18_step.ipynb #2a7c1642
+# %% ../nbs/18_step.ipynb #17dec369
 class BlockFunction(torch.autograd.Function):
     "An `AttentionBlock` over one token, whose backward pass gives the gradients by query and context and notes the factors of the others."
     @staticmethod
@@ -198,7 +198,7 @@ class FastBlock(FastLayer):
         if not one_token or need_weights or not torch.is_grad_enabled(): return self.slow(query, context, context_mask, need_weights)
         return BlockFunction.apply(query.float().contiguous(), context.float().contiguous(), self.weights[0], self), None
 
-# %% ../nbs/18_step.ipynb #3f138512
+# %% ../nbs/18_step.ipynb #c6f4072f
 class FastDropout:
     "Stands in for the forward of a dropout layer."
     def __init__(self, layer: nn.Dropout, bits: RandomBits): self.layer, self.bits = layer, bits
@@ -209,7 +209,7 @@ class FastDropout:
         lanes.dropout_mask(self.bits(x.numel()), threshold(self.layer.p), flat(mask))
         return x*mask
 
-# %% ../nbs/18_step.ipynb #66bdf795
+# %% ../nbs/18_step.ipynb #23ef1897
 class FastStep:
     "Backward, clip, AdamW, without writing the gradients of weights; a context inside which the model's layers run on lanes."
     def __init__(self,
@@ -299,3 +299,20 @@ def adamw_settings(group: dict, t: float) -> np.ndarray: # [8], see `lanes.adamw
     "The numbers of one update from a parameter group and the count of updates."
     lr, decay, eps, (beta1, beta2) = group["lr"], group["weight_decay"], group["eps"], group["betas"]
     return np.array([1 - lr*decay, -lr/(1 - beta1**t), (1 - beta2**t)**-0.5, eps, beta1, 1 - beta1, beta2, 1 - beta2], np.float32)
+
+# %% ../nbs/18_step.ipynb #ce5614b6
+def fast_step_fits(model: nn.Module) -> bool:
+    "Whether the model is float32 on the processor."
+    return all(p.device.type == "cpu" and p.dtype == torch.float32 and p.is_contiguous() for p in model.parameters())
+
+
+def make_step(
+    model: nn.Module,
+    optimiser: torch.optim.AdamW, # of the model's parameters, with fused=True
+    clip_norm: float, # largest gradient norm
+    precision: str = "fp32", # of matrix products: "fp32" or "bf16"
+    seed: int = 0, # of the dropout masks
+) -> FastStep | PlainStep:
+    "The fastest step that this model and machine allow; call it with a loss, inside `with step:`."
+    kind = FastStep if fast_step_fits(model) else PlainStep
+    return kind(model, optimiser, clip_norm, precision, seed)

@@ -8,7 +8,7 @@ __all__ = ['TrainConfig', 'batches', 'n_batches', 'make_optimiser', 'TrainingErr
 
 # %% ../nbs/20_training.ipynb #8daa0d00
 import copy, math
-from typing import Iterator, NamedTuple
+from typing import Iterator, Literal, NamedTuple
 
 import numpy as np, pandas as pd, torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +18,7 @@ from .dataset import SpeechData
 from .losses import LossConfig, TotalLoss, class_weights
 from .metrics import scores
 from .model import ModelConfig, MultimodalSER
+from .step import FastStep, PlainStep, autocast, make_step
 
 # %% ../nbs/20_training.ipynb #6fe53169
 class TrainConfig(BaseModel):
@@ -31,6 +32,7 @@ class TrainConfig(BaseModel):
     warmup: float = Field(0.1, gt=0, lt=1, description="share of the steps before the peak")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products; weights, sums and losses stay in float32")
 
 # %% ../nbs/20_training.ipynb #31ddadc0
 _POOL = 16  # batches that are sorted by length together: enough to find like lengths, few enough to stay random
@@ -76,7 +78,7 @@ def train_epoch(
     model: MultimodalSER,
     objective: TotalLoss,
     data: SpeechData, # the training part
-    optimiser: torch.optim.Optimizer,
+    step: FastStep | PlainStep, # of the model
     schedule: torch.optim.lr_scheduler.LRScheduler,
     config: TrainConfig,
     generator: torch.Generator, # order of the utterances
@@ -84,14 +86,12 @@ def train_epoch(
     "One pass over the training part."
     model.train()
     sums: dict[str, Tensor] = {}
-    for index in batches(len(data), config.batch_size, generator, data.lengths):
-        batch = data.batch(index)
-        total, parts = objective(model(*batch.inputs), batch.labels, batch.vad)
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimiser.step(); schedule.step()
-        for name, value in {"loss": total.detach(), **parts}.items(): sums[name] = sums.get(name, 0) + value*len(index)
+    with step:
+        for index in batches(len(data), config.batch_size, generator, data.lengths):
+            batch = data.batch(index)
+            total, parts = objective(model(*batch.inputs), batch.labels, batch.vad)
+            step(total); schedule.step()
+            for name, value in {"loss": total.detach(), **parts}.items(): sums[name] = sums.get(name, 0) + value*len(index)
     return {name: float(value)/len(data) for name, value in sums.items()}
 
 # %% ../nbs/20_training.ipynb #e23f0a52
@@ -109,12 +109,14 @@ def predict(
     model: MultimodalSER,
     data: SpeechData, # the utterances; their labels are not looked at
     batch_size: int = 256, # utterances per forward pass
+    precision: str = "fp32", # of matrix products
 ) -> Predictions:
     "Class probabilities and mean gates of every utterance."
     model.eval()
     order = torch.arange(len(data)) if data.lengths is None else data.lengths.argsort(stable=True)  # like lengths, little padding
-    outputs, back = [model(*data.batch(index).inputs) for index in order.split(batch_size)], order.argsort()
-    probabilities = torch.cat([o.probabilities for o in outputs])[back].numpy()
+    with autocast(model, precision): outputs = [model(*data.batch(index).inputs) for index in order.split(batch_size)]
+    back = order.argsort()
+    probabilities = torch.cat([o.probabilities.float() for o in outputs])[back].numpy()
     if outputs[0].gates is None: return Predictions(probabilities, None)
     gates = torch.cat([torch.stack([o.gates[m].mean(1) for m in ("text", "audio")], 1) for o in outputs])[back].numpy()
     return Predictions(probabilities, gates)
@@ -152,11 +154,12 @@ def fit(
     generator, n_classes = torch.Generator().manual_seed(seed), model.config.n_classes
     objective = TotalLoss(loss, class_weights(train.labels, n_classes, classes) if loss.class_weights else None)
     optimiser, schedule = make_optimiser(model, config, config.epochs*n_batches(len(train), config.batch_size))
+    step = make_step(model, optimiser, config.clip_norm, config.precision, seed)
     best, history = BestEpoch(config.patience), []
     for epoch in range(1, config.epochs + 1):
-        losses = train_epoch(model, objective, train, optimiser, schedule, config, generator)
+        losses = train_epoch(model, objective, train, step, schedule, config, generator)
         if not math.isfinite(losses["loss"]): raise TrainingError(f"the loss is {losses['loss']} in epoch {epoch}; lower the learning rate")
-        val_scores = scores(val.labels.numpy(), predict(model, val).classes, n_classes)
+        val_scores = scores(val.labels.numpy(), predict(model, val, precision=config.precision).classes, n_classes)
         history.append({"epoch": epoch, **losses, "lr": schedule.get_last_lr()[0], "val_ua": val_scores.ua, "val_wa": val_scores.wa})
         if not best.update(model, epoch, val_scores.ua): break
     model.load_state_dict(best.state)
