@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['PlainStep', 'autocast', 'RandomBits', 'threshold', 'Factors', 'flat', 'empty', 'FastLayer', 'LinearFunction',
-           'FastLinear', 'BlockFunction', 'FastBlock', 'FastDropout', 'FastStep', 'write_gradients', 'adamw_state',
-           'adamw_settings', 'fast_step_fits', 'make_step']
+           'FastLinear', 'BlockFunction', 'FastBlock', 'GELUFunction', 'FastGELU', 'FastDropout', 'FastStep',
+           'write_gradients', 'adamw_settings', 'fast_step_fits', 'make_step']
 
-# %% ../nbs/18_step.ipynb #27fcdc4d
+# %% ../nbs/18_step.ipynb #ff2e5934
 import math
 from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np, torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.autograd.function import once_differentiable
 
 from . import lanes
 from .attention import AttentionBlock
 
-# %% ../nbs/18_step.ipynb #0251b4b7
+# %% ../nbs/18_step.ipynb #37647987
 class PlainStep:
     "Backward, clip, AdamW, as PyTorch does them, on any device; a context around the forward passes that sets their precision."
     def __init__(self,
@@ -58,7 +59,7 @@ def autocast(model: nn.Module, precision: str):
     if precision == "fp32": return nullcontext()
     return torch.autocast(next(model.parameters()).device.type, torch.bfloat16, cache_enabled=False)  # a cached copy would outlive the update
 
-# %% ../nbs/18_step.ipynb #43e69b29
+# %% ../nbs/18_step.ipynb #f7eec685
 class RandomBits:
     "16-bit random numbers, in a sequence that depends on the seed alone and can be resumed."
     def __init__(self, seed: int): self.generator = np.random.SFC64(seed)
@@ -77,7 +78,7 @@ def threshold(p: float) -> int:
     "The 16-bit number below which an element is dropped."
     return round(p*65536)
 
-# %% ../nbs/18_step.ipynb #00defdfe
+# %% ../nbs/18_step.ipynb #3b2d42d5
 class Factors(NamedTuple):
     "The gradients of one use of a layer."
     xs: np.ndarray # inputs of its weights, one after the other [16, K] each
@@ -101,42 +102,66 @@ class FastLayer:
     def __init__(self, layer: nn.Module, weights: list[nn.Parameter], vectors: list[nn.Parameter], bits: RandomBits):
         self.layer, self.slow, self.bits = layer, layer.forward, bits
         self.weights, self.vectors, self.parameters = weights, vectors, [*weights, *vectors]
-        self.arrays, self.noted = [flat(p) for p in self.parameters], []
+        self.arrays, self.noted, self.halves, self.stale = [flat(p) for p in self.parameters], [], None, True
+        self.shapes, self.state, self.means = [tuple(w.shape) for w in weights], None, None
 
-    def pieces(self, noted: Factors) -> list[tuple]: # (x [16 K], dy^T [16 N]) for each weight, (gradient,) for each vector
-        "The factors, parameter by parameter."
-        x = y = v = 0
+    def use_halves(self) -> None:
+        "Multiply with bfloat16 copies of the weights from now on."
+        self.halves = [torch.empty(w.numel(), dtype=torch.int16).numpy().view(np.uint16) for w in self.weights]
+
+    def multiplied(self) -> list[np.ndarray]: # one for each weight
+        "The weights as products take them."
+        if self.halves is None: return self.arrays[:len(self.weights)]
+        if self.stale:
+            for array, half in zip(self.arrays, self.halves): lanes.halve(array, half)
+            self.stale = False
+        return self.halves
+
+    def factors(self, noted: Factors) -> list[tuple[np.ndarray, np.ndarray]]: # x [16, K] and dY^T [N, 16] for each weight, flat
+        "The factors, weight by weight."
+        x = y = 0
         out = []
-        for w in self.weights:
-            N, K = w.shape
+        for N, K in self.shapes:
             out.append((noted.xs[x:x + 16*K], noted.dys[y:y + 16*N]))
             x, y = x + 16*K, y + 16*N
-        for p in self.vectors:
-            out.append((noted.vectors[v:v + len(p)],))
-            v += len(p)
         return out
 
     def gradients(self, noted: Factors) -> list[Tensor]: # one for each parameter
         "The gradients written out."
-        pieces = [tuple(map(torch.from_numpy, piece)) for piece in self.pieces(noted)]
-        return [piece[1].view(-1, 16) @ piece[0].view(16, -1) if len(piece) == 2 else piece[0] for piece in pieces]
+        of_weights = [torch.from_numpy(dy).view(-1, 16) @ torch.from_numpy(x).view(16, -1) for x, dy in self.factors(noted)]
+        return of_weights + list(torch.from_numpy(noted.vectors).split([len(p) for p in self.vectors]))
 
-# %% ../nbs/18_step.ipynb #e2deabe4
+    def adamw_state(self, optimiser: torch.optim.AdamW) -> list[dict]: # one for each parameter
+        "The running means of the parameters, made as PyTorch makes them."
+        if not self.state or optimiser.state.get(self.parameters[0]) is not self.state[0]:  # else as they were in the step before
+            for p in self.parameters:
+                if not optimiser.state[p]: optimiser.state[p].update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            self.state = [optimiser.state[p] for p in self.parameters]
+            self.means = [tuple(flat(s[name]) for s in self.state) for name in ("exp_avg", "exp_avg_sq")]
+        return self.state
+
+    def update(self, settings: np.ndarray, clip: np.float32, room: np.ndarray) -> None:
+        "AdamW from what was noted in the one use of the layer; `room`: space for 128 numbers."
+        noted, n, (m, v) = self.noted.pop(), len(self.weights), self.means
+        for i, (shape, factors) in enumerate(zip(self.shapes, self.factors(noted))):
+            if self.halves is None: lanes.update_weight(self.arrays[i], m[i], v[i], *factors, *shape, room, settings, clip)
+            else: lanes.update_half(self.arrays[i], self.halves[i], m[i], v[i], *factors, *shape, room, settings, clip)
+        lanes.update_vectors(tuple(self.arrays[n:]), m[n:], v[n:], noted.vectors, settings, clip)
+
+# %% ../nbs/18_step.ipynb #f2727b76
 class LinearFunction(torch.autograd.Function):
     "x W^T + b, whose backward pass gives the gradient by x and notes the factors of the others."
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, fast: FastLayer) -> Tensor:
         N, K = weight.shape
         ctx.fast, ctx.rows, ctx.xt, out, yt = fast, x.numel()//K, empty(16*K), x.new_empty(*x.shape[:-1], N), empty(16*N)
-        lanes.to_lanes(flat(x), ctx.rows, K, ctx.xt)
-        lanes.linear(*fast.arrays, ctx.xt, N, K, yt)
-        lanes.from_lanes(yt, ctx.rows, N, flat(out))
+        lanes.linear_layer(flat(x), ctx.rows, N, K, *fast.multiplied(), fast.arrays[1], ctx.xt, yt, flat(out))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
-        (N, K), w, by_x = ctx.fast.weights[0].shape, ctx.fast.arrays[0], ctx.needs_input_grad[0]
+        (N, K), (w,), by_x = ctx.fast.weights[0].shape, ctx.fast.multiplied(), ctx.needs_input_grad[0]
         factors, dxt = Factors(empty(16*K), empty(16*N), empty(N), empty(2)), empty(16*K if by_x else 0)
         dx = grad.new_empty(*grad.shape[:-1], K) if by_x else None
         lanes.linear_gradients(flat(grad.contiguous()), ctx.rows, N, K, w, ctx.xt, *factors, dxt, flat(dx) if by_x else dxt)
@@ -154,17 +179,23 @@ class FastLinear(FastLayer):
         return isinstance(layer, nn.Linear) and layer.bias is not None and layer.out_features % 8 == 0 and layer.in_features % 16 == 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.numel() > 16*self.layer.in_features or not torch.is_grad_enabled(): return self.slow(x)
-        return LinearFunction.apply(x.float().contiguous(), self.layer.weight, self)
+        if x.numel() > 16*self.layer.in_features or not torch.is_grad_enabled(): return self.many(x)
+        return LinearFunction.apply(x.contiguous(), self.layer.weight, self)
 
-# %% ../nbs/18_step.ipynb #17dec369
+    def many(self, x: Tensor) -> Tensor:
+        "More than 16 rows, by PyTorch."
+        if self.halves is None: return self.slow(x)
+        return F.linear(x.bfloat16(), self.layer.weight.bfloat16(), self.layer.bias.bfloat16()).float()
+
+# %% ../nbs/18_step.ipynb #363b9d02
 class BlockFunction(torch.autograd.Function):
     "An `AttentionBlock` over one token, whose backward pass gives the gradients by query and context and notes the factors of the others."
     @staticmethod
     def forward(ctx, query: Tensor, context: Tensor, anchor: Tensor, fast: "FastBlock") -> Tensor: # `anchor`: any parameter, so that there is a gradient to ask for
         ctx.fast, D, out = fast, fast.dim, torch.empty_like(query)
         ctx.work, ctx.drawn = empty((14*D + 2)*16), fast.bits(6*D*16 if fast.threshold else 0)
-        lanes.layer(len(query), D, flat(query), flat(context), *fast.ordered, ctx.drawn, fast.threshold, fast.eps, ctx.work, flat(out))
+        weights_and_biases = [a for pair in zip(fast.multiplied(), fast.arrays[4:8]) for a in pair]
+        lanes.layer(len(query), D, flat(query), flat(context), *weights_and_biases, *fast.arrays[8:], ctx.drawn, fast.threshold, fast.eps, ctx.work, flat(out))
         return out
 
     @staticmethod
@@ -173,7 +204,7 @@ class BlockFunction(torch.autograd.Function):
         fast, D, grad = ctx.fast, ctx.fast.dim, grad.contiguous()
         factors = Factors(empty(7*D*16), empty(8*D*16 + 512), empty(11*D), empty(5))
         by_query, by_context = torch.empty_like(grad), torch.empty_like(grad)
-        lanes.layer_back(len(grad), D, flat(grad), *fast.arrays[:4], fast.arrays[8], fast.arrays[10], ctx.drawn, fast.threshold, ctx.work,
+        lanes.layer_back(len(grad), D, flat(grad), *fast.multiplied(), fast.arrays[8], fast.arrays[10], ctx.drawn, fast.threshold, ctx.work,
                          flat(by_query), flat(by_context), factors.vectors, factors.xs, factors.dys, factors.norms)
         fast.noted.append(factors)
         return by_query, by_context, None, None
@@ -186,7 +217,6 @@ class FastBlock(FastLayer):
         norms = [layer.norm_attention, layer.norm_feed_forward]
         super().__init__(layer, [l.weight for l in linears], [l.bias for l in linears] + [p for n in norms for p in (n.weight, n.bias)], bits)
         self.dim, self.eps, self.threshold = len(norms[0].weight), norms[0].eps, threshold(layer.dropout.p)
-        self.ordered = [a for pair in zip(self.arrays[:4], self.arrays[4:8]) for a in pair] + self.arrays[8:]
 
     @staticmethod
     def fits(layer: nn.Module) -> bool:
@@ -196,12 +226,40 @@ class FastBlock(FastLayer):
     def __call__(self, query, context, context_mask=None, need_weights=False):
         one_token = query.shape[1] == context.shape[1] == 1 and len(query) <= 16 and context_mask is None
         if not one_token or need_weights or not torch.is_grad_enabled(): return self.slow(query, context, context_mask, need_weights)
-        return BlockFunction.apply(query.float().contiguous(), context.float().contiguous(), self.weights[0], self), None
+        return BlockFunction.apply(query.contiguous(), context.contiguous(), self.weights[0], self), None
 
-# %% ../nbs/18_step.ipynb #c6f4072f
+# %% ../nbs/18_step.ipynb #4fd83afd
+class GELUFunction(torch.autograd.Function):
+    "GELU, which keeps its slope for the way back."
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        y, ctx.slope = torch.empty_like(x), torch.empty_like(x)
+        lanes.gelu_of(flat(x), flat(y), flat(ctx.slope))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor: return grad*ctx.slope
+
+
+class FastGELU:
+    "Stands in for the forward of a GELU layer."
+    def __init__(self, layer: nn.GELU, bits: RandomBits): self.layer, self.slow = layer, layer.forward
+
+    @staticmethod
+    def fits(layer: nn.Module) -> bool: return isinstance(layer, nn.GELU) and layer.approximate == "none"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.numel() % 16 or not torch.is_grad_enabled(): return self.slow(x)
+        return GELUFunction.apply(x.contiguous())
+
+
 class FastDropout:
     "Stands in for the forward of a dropout layer."
     def __init__(self, layer: nn.Dropout, bits: RandomBits): self.layer, self.bits = layer, bits
+
+    @staticmethod
+    def fits(layer: nn.Module) -> bool: return isinstance(layer, nn.Dropout)
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.layer.training or not self.layer.p: return x
@@ -209,37 +267,37 @@ class FastDropout:
         lanes.dropout_mask(self.bits(x.numel()), threshold(self.layer.p), flat(mask))
         return x*mask
 
-# %% ../nbs/18_step.ipynb #23ef1897
+# %% ../nbs/18_step.ipynb #9fdded24
 class FastStep:
     "Backward, clip, AdamW, without writing the gradients of weights; a context inside which the model's layers run on lanes."
     def __init__(self,
         model: nn.Module, # float32, on the processor
         optimiser: torch.optim.AdamW, # of the model's parameters, with fused=True
         clip_norm: float, # largest gradient norm
-        precision: str = "fp32", # of matrix products of more than 16 rows: "fp32" or "bf16"
+        precision: str = "fp32", # of matrix products with the weights: "fp32" or "bf16"
         seed: int = 0, # of the dropout masks
     ):
         self.model, self.optimiser, self.clip_norm, self.precision, self.bits = model, optimiser, clip_norm, precision, RandomBits(seed)
-        self.group = {p: group for group in optimiser.param_groups for p in group["params"]}
+        self.parameters, self.group = list(model.parameters()), {p: i for i, group in enumerate(optimiser.param_groups) for p in group["params"]}
         found = [(kind, m) for kind in (FastBlock, FastLinear) for m in model.modules() if kind.fits(m)]
         self.layers = [fast for fast in (kind(m, self.bits) for kind, m in found) if self.trains(fast)]
-        self.stand_ins = [*self.layers, *(FastDropout(m, self.bits) for m in model.modules() if isinstance(m, nn.Dropout))]
+        self.stand_ins = self.layers + [kind(m, self.bits) for kind in (FastGELU, FastDropout) for m in model.modules() if kind.fits(m)]
         self.room = empty(128)
+        if precision == "bf16":
+            for fast in self.layers: fast.use_halves()
 
     def trains(self, fast: FastLayer) -> bool:
         "Whether all its parameters are trained alike."
-        groups = {id(self.group.get(p)) for p in fast.parameters}
-        return len(groups) == 1 and all(p in self.group and p.requires_grad for p in fast.parameters)
+        groups = {self.group.get(p) if p.requires_grad else None for p in fast.parameters}
+        fast.group = groups.pop()
+        return not groups and fast.group is not None
 
     def __enter__(self):
-        self.products = autocast(self.model, self.precision)
-        self.products.__enter__()
-        for fast in self.stand_ins: fast.layer.forward = fast
+        for fast in self.stand_ins: fast.layer.forward, fast.stale = fast, True
         return self
 
     def __exit__(self, *error):
         for fast in self.stand_ins: del fast.layer.forward
-        self.products.__exit__(*error)
 
     def __call__(self, loss: Tensor) -> float: # gradient norm before clipping
         "One update by the gradient of the loss."
@@ -248,6 +306,7 @@ class FastStep:
         used = [fast for fast in self.layers if fast.noted]
         for fast in used:
             if len(fast.noted) > 1 or any(p.grad is not None for p in fast.parameters): write_gradients(fast)
+        for fast in self.layers: fast.stale = not fast.noted
         used = [fast for fast in used if fast.noted]
         norm = self.norm(used)
         clip = min(1.0, self.clip_norm/(norm + 1e-6))  # as `clip_grad_norm_`
@@ -258,21 +317,17 @@ class FastStep:
 
     def norm(self, used: list[FastLayer]) -> float:
         "Norm of all gradients together."
-        written = [p.grad for p in self.model.parameters() if p.grad is not None]
+        written = [p.grad for p in self.parameters if p.grad is not None]
         rest = float(nn.utils.get_total_norm(written)) if written else 0.0
         return math.sqrt(sum(float(fast.noted[0].norms.sum()) for fast in used) + rest**2)
 
     def update(self, used: list[FastLayer], clip: float) -> None:
         "AdamW from the factors."
-        states = [[adamw_state(self.optimiser, p) for p in fast.parameters] for fast in used]
-        steps = [s["step"] for layer in states for s in layer]
-        if steps: torch._foreach_add_(steps, 1)
-        for fast, layer in zip(used, states):
-            settings = adamw_settings(self.group[fast.parameters[0]], layer[0]["step"].item())
-            for p, array, s, piece in zip(fast.parameters, fast.arrays, layer, fast.pieces(fast.noted.pop())):
-                mean = flat(s["exp_avg"]), flat(s["exp_avg_sq"])
-                if len(piece) == 2: lanes.update_weight(array, *mean, *piece, *p.shape, self.room, settings, np.float32(clip))
-                else: lanes.update_vector(array, *mean, *piece, settings, np.float32(clip))
+        counts = [s["step"] for fast in used for s in fast.adamw_state(self.optimiser)]
+        if counts: torch._foreach_add_(counts, 1)
+        for fast in used:
+            settings = adamw_settings(self.optimiser.param_groups[fast.group], fast.state[0]["step"].item())
+            fast.update(settings, np.float32(clip), self.room)
 
     def state_dict(self) -> dict:
         "What a resumed run needs beside the states of model, optimiser and PyTorch's generator."
@@ -288,19 +343,12 @@ def write_gradients(fast: FastLayer) -> None:
     fast.noted.clear()
 
 
-def adamw_state(optimiser: torch.optim.AdamW, p: nn.Parameter) -> dict:
-    "The running means of a parameter, made as PyTorch makes them."
-    state = optimiser.state[p]
-    if not state: state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-    return state
-
-
 def adamw_settings(group: dict, t: float) -> np.ndarray: # [8], see `lanes.adamw`
     "The numbers of one update from a parameter group and the count of updates."
     lr, decay, eps, (beta1, beta2) = group["lr"], group["weight_decay"], group["eps"], group["betas"]
     return np.array([1 - lr*decay, -lr/(1 - beta1**t), (1 - beta2**t)**-0.5, eps, beta1, 1 - beta1, beta2, 1 - beta2], np.float32)
 
-# %% ../nbs/18_step.ipynb #ce5614b6
+# %% ../nbs/18_step.ipynb #c42626db
 def fast_step_fits(model: nn.Module) -> bool:
     "Whether the model is float32 on the processor."
     return all(p.device.type == "cpu" and p.dtype == torch.float32 and p.is_contiguous() for p in model.parameters())
@@ -314,5 +362,5 @@ def make_step(
     seed: int = 0, # of the dropout masks
 ) -> FastStep | PlainStep:
     "The fastest step that this model and machine allow; call it with a loss, inside `with step:`."
-    kind = FastStep if fast_step_fits(model) else PlainStep
+    kind = FastStep if fast_step_fits(model) and (precision == "fp32" or lanes.HAS_BF16) else PlainStep
     return kind(model, optimiser, clip_norm, precision, seed)
