@@ -8,7 +8,7 @@ __all__ = ['HAS_BF16', 'gelu_of', 'to_lanes', 'from_lanes', 'linear', 'linear_ba
            'linear_back_half', 'update_half', 'product', 'product_back', 'by_weights', 'back_by_weights', 'sums',
            'linear_layer', 'linear_gradients', 'dropout_mask', 'drop', 'plus', 'layer', 'layer_back']
 
-# %% ../nbs/17_lanes.ipynb #aa13bbf4
+# %% ../nbs/17_lanes.ipynb #e2ff59c6
 import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-# %% ../nbs/17_lanes.ipynb #d870bc8e
+# %% ../nbs/17_lanes.ipynb #c1c34e90
 LANES, ROWS = 16, 8
 I16, I32, F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
 VECTOR, INTEGERS, SHORTS = (ir.VectorType(t, LANES) for t in (F32, I32, I16))
@@ -44,7 +44,7 @@ class LanesModel(models.PrimitiveModel):
 class TileModel(models.PrimitiveModel):
     def __init__(self, manager, kind): super().__init__(manager, kind, ir.ArrayType(VECTOR, ROWS))
 
-# %% ../nbs/17_lanes.ipynb #7147dbe3
+# %% ../nbs/17_lanes.ipynb #afd5397b
 ARRAY, INT, FLOAT = None, types.intp, types.float32  # kinds of arguments; any array will do
 
 
@@ -81,7 +81,7 @@ def copies(b, value, kind=VECTOR):
     empty = ir.Constant(kind, ir.Undefined)
     return b.shuffle_vector(b.insert_element(empty, value, I32(0)), empty, ir.Constant(INTEGERS, [0]*LANES))
 
-# %% ../nbs/17_lanes.ipynb #afd6d582
+# %% ../nbs/17_lanes.ipynb #8dc9c863
 @vector_op(lanes, ARRAY, INT)
 def load(b, x, i): return b.load(vector_at(b, x, i), align=4)
 @vector_op(types.void, ARRAY, INT, lanes)
@@ -111,7 +111,7 @@ def maximum(b, x, y): return llvm(b, "maxnum", x, y)
 @vector_op(lanes, lanes, lanes)
 def copysign(b, x, y): return llvm(b, "copysign", x, y)
 
-# %% ../nbs/17_lanes.ipynb #67c24d9a
+# %% ../nbs/17_lanes.ipynb #0e8c3000
 @vector_op(lanes, lanes)
 def power_of_two(b, n):
     "2^n for whole n, by writing the exponent of a float32."
@@ -144,7 +144,7 @@ def prefetch(b, x, i):
     "Ask for a cache line before it is needed; does nothing else."
     fetch(b, x, i)
 
-# %% ../nbs/17_lanes.ipynb #5ee2d56a
+# %% ../nbs/17_lanes.ipynb #2ddd7446
 def each(b, emit, t=None):
     "A tile from a function (row number, register) -> register."
     out = t if t is not None else ir.Constant(ir.ArrayType(VECTOR, ROWS), ir.Undefined)
@@ -188,7 +188,7 @@ def add_scaled(b, t, s, x, i):
 def prefetch_tile(b, x, i, stride):
     for r in range(ROWS): fetch(b, x, ahead(b, i, r, stride))
 
-# %% ../nbs/17_lanes.ipynb #bb81032f
+# %% ../nbs/17_lanes.ipynb #3b7b9245
 COMPILE = dict(error_model="numpy", cache=True)
 
 
@@ -220,7 +220,7 @@ def gelu(x):
     normal = fma(copysign(sub(one, tail), x), half, half)
     return mul(x, normal), fma(mul(x, fill(np.float32(0.3989422804014327))), e, normal)
 
-# %% ../nbs/17_lanes.ipynb #455c4ab5
+# %% ../nbs/17_lanes.ipynb #b3072e57
 @njit(**COMPILE)
 def gelu_of(x, y, slope):
     "y = GELU(x) and its derivative, for as many numbers as divide by 16."
@@ -228,7 +228,7 @@ def gelu_of(x, y, slope):
         value, derivative = gelu(load(x, i))
         store(y, i, value); store(slope, i, derivative)
 
-# %% ../nbs/17_lanes.ipynb #7537dd4d
+# %% ../nbs/17_lanes.ipynb #afd5ae6a
 @njit(**COMPILE)
 def to_lanes(x, B, N, xt):
     "[B, N] to [N, 16], zero in the lanes from B on."
@@ -266,7 +266,7 @@ def linear_back(w, dyt, N, K, dxt):
                 sums = add_rows(sums, w, n*K + k, 1, load(dyt, n*16))
             store_tile(dxt, k*16, sums)
 
-# %% ../nbs/17_lanes.ipynb #4ed85e14
+# %% ../nbs/17_lanes.ipynb #6ffbe1ad
 @njit(**COMPILE)
 def norm(x, gain, bias, D, eps, n, inverse, y):
     "Layer norm over the rows of x [D, 16]: standardised n, 1/sigma [16], and y = n gain + bias."
@@ -295,7 +295,7 @@ def norm_back(dy, n, inverse, gain, D, dgain, dbias, dx):
         g = mul(load(dy, d*16), spread(gain, d))
         store(dx, d*16, mul(r, sub(sub(g, mean), mul(load(n, d*16), product))))
 
-# %% ../nbs/17_lanes.ipynb #a0882cb1
+# %% ../nbs/17_lanes.ipynb #11c2e8b0
 @njit(**COMPILE)
 def gram(xt, K, out):
     "X X^T [16, 16] from xt [K, 16]."
@@ -322,7 +322,7 @@ def squares(x):
     for i in range(len(x)): out += np.float64(x[i])*np.float64(x[i])
     return out
 
-# %% ../nbs/17_lanes.ipynb #a5b7ea0b
+# %% ../nbs/17_lanes.ipynb #b68a4392
 @njit(**COMPILE)
 def adamw(p, m, v, i, g, settings):
     "One update of 16 weights p and their running means m, v by the gradient g."
@@ -371,7 +371,7 @@ def update_weight(p, m, v, x, dyt, N, K, room, settings, clip):
             for i in range(16): g1 = fma(spread(dyt, n*16 + i), load(x, i*K + k), g1)
             adamw(p, m, v, n*K + k, mul(c, g1), settings)
 
-# %% ../nbs/17_lanes.ipynb #c217aced
+# %% ../nbs/17_lanes.ipynb #712ba8c8
 class BFloat(ir.Type):
     "bfloat16 in LLVM, for which llvmlite has no name."
     def _to_string(self): return "bfloat"
@@ -412,7 +412,7 @@ def dot(b, sums, x, y):
     instruction = cgutils.get_or_insert_function(b.module, products, "llvm.x86.avx512bf16.dpbf16ps.512")
     return b.call(instruction, [sums, b.bitcast(x, HALVES), b.bitcast(y, HALVES)])
 
-# %% ../nbs/17_lanes.ipynb #ba0d0a3a
+# %% ../nbs/17_lanes.ipynb #fa873c69
 @vector_op(pairs, lanes, lanes)
 def pack(b, low, high): return b.or_(b.lshr(rounded(b, low), same(16)), b.and_(rounded(b, high), same(0xffff0000)))
 @vector_op(types.void, ARRAY, INT, lanes)
@@ -443,7 +443,7 @@ def dot_scaled(b, t, s, x, i):
     "t[r] + s times the pairs x[i + 16 r]."
     return each(b, lambda r, old: dot(b, old, s, b.load(integers_at(b, x, b.add(i, i.type(LANES*r))), align=4)), t)
 
-# %% ../nbs/17_lanes.ipynb #dbec1899
+# %% ../nbs/17_lanes.ipynb #ab06f617
 HAS_BF16 = bool(get_host_cpu_features().get("avx512bf16"))  # whether this processor has the instruction
 
 
@@ -508,7 +508,7 @@ def update_half(p, half, m, v, x, dyt, N, K, room, settings, clip):
             adamw(p, m, v, n*K + k, mul(c, g1), settings)
             store_half(half, n*K + k, load(p, n*K + k))
 
-# %% ../nbs/17_lanes.ipynb #3925df2c
+# %% ../nbs/17_lanes.ipynb #171393fe
 def product(w, bias, xt, N, K, yt):
     "`linear` or `linear_half`, inside compiled functions."
 
@@ -528,7 +528,7 @@ def back_by_weights(w, dyt, N, K, dxt):
     chosen = linear_back_half if w.dtype == types.uint16 else linear_back
     return lambda w, dyt, N, K, dxt: chosen(w, dyt, N, K, dxt)
 
-# %% ../nbs/17_lanes.ipynb #1e358ed4
+# %% ../nbs/17_lanes.ipynb #3f48ab7e
 @njit(**COMPILE)
 def sums(xt, n, out):
     "Sum over the lanes of n rows."
@@ -560,7 +560,7 @@ def dropout_mask(bits, threshold, mask):
     scale = np.float32(65536/(65536 - threshold))
     for i in range(len(mask)): mask[i] = scale if bits[i] >= threshold else np.float32(0)
 
-# %% ../nbs/17_lanes.ipynb #cc89436f
+# %% ../nbs/17_lanes.ipynb #16826953
 @njit(**COMPILE)
 def drop(x, bits, first, threshold, n, y):
     "y = x times the dropout mask, for n rows."
