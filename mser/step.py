@@ -7,7 +7,7 @@ __all__ = ['PlainStep', 'autocast', 'RandomBits', 'threshold', 'Factors', 'flat'
            'FastLinear', 'BlockFunction', 'FastBlock', 'GELUFunction', 'FastGELU', 'FastDropout', 'FastStep',
            'write_gradients', 'adamw_settings', 'fast_step_fits', 'make_step']
 
-# %% ../nbs/18_step.ipynb #2df056e2
+# %% ../nbs/18_step.ipynb #251b74b5
 import math
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from . import lanes
 from .attention import AttentionBlock
 
-# %% ../nbs/18_step.ipynb #d40bcb11
+# %% ../nbs/18_step.ipynb #494132b6
 class PlainStep:
     "Backward, clip, AdamW, as PyTorch does them, on any device; a context around the forward passes that sets their precision."
     def __init__(self,
@@ -59,7 +59,7 @@ def autocast(model: nn.Module, precision: str):
     if precision == "fp32": return nullcontext()
     return torch.autocast(next(model.parameters()).device.type, torch.bfloat16, cache_enabled=False)  # a cached copy would outlive the update
 
-# %% ../nbs/18_step.ipynb #8a2dafd1
+# %% ../nbs/18_step.ipynb #dc990095
 class RandomBits:
     "16-bit random numbers, in a sequence that depends on the seed alone and can be resumed."
     def __init__(self, seed: int): self.generator = np.random.SFC64(seed)
@@ -78,7 +78,7 @@ def threshold(p: float) -> int:
     "The 16-bit number below which an element is dropped."
     return round(p*65536)
 
-# %% ../nbs/18_step.ipynb #0dadc17e
+# %% ../nbs/18_step.ipynb #1bacf4eb
 class Factors(NamedTuple):
     "The gradients of one use of a layer."
     xs: np.ndarray # inputs of its weights, one after the other [16, K] each
@@ -148,7 +148,7 @@ class FastLayer:
             else: lanes.update_half(self.arrays[i], self.halves[i], m[i], v[i], *factors, *shape, room, settings, clip)
         lanes.update_vectors(tuple(self.arrays[n:]), m[n:], v[n:], noted.vectors, settings, clip)
 
-# %% ../nbs/18_step.ipynb #588d6359
+# %% ../nbs/18_step.ipynb #9f7252fc
 class LinearFunction(torch.autograd.Function):
     "x W^T + b, whose backward pass gives the gradient by x and notes the factors of the others."
     @staticmethod
@@ -187,7 +187,7 @@ class FastLinear(FastLayer):
         if self.halves is None: return self.slow(x)
         return F.linear(x.bfloat16(), self.layer.weight.bfloat16(), self.layer.bias.bfloat16()).float()
 
-# %% ../nbs/18_step.ipynb #42fbdf8e
+# %% ../nbs/18_step.ipynb #3829dc7f
 class BlockFunction(torch.autograd.Function):
     "An `AttentionBlock` over one token, whose backward pass gives the gradients by query and context and notes the factors of the others."
     @staticmethod
@@ -228,7 +228,7 @@ class FastBlock(FastLayer):
         if not one_token or need_weights or not torch.is_grad_enabled(): return self.slow(query, context, context_mask, need_weights)
         return BlockFunction.apply(query.contiguous(), context.contiguous(), self.weights[0], self), None
 
-# %% ../nbs/18_step.ipynb #19961561
+# %% ../nbs/18_step.ipynb #09062a83
 class GELUFunction(torch.autograd.Function):
     "GELU, which keeps its slope for the way back."
     @staticmethod
@@ -267,7 +267,7 @@ class FastDropout:
         lanes.dropout_mask(self.bits(x.numel()), threshold(self.layer.p), flat(mask))
         return x*mask
 
-# %% ../nbs/18_step.ipynb #c15c4d79
+# %% ../nbs/18_step.ipynb #5cfe4769
 class FastStep:
     "Backward, clip, AdamW, without writing the gradients of weights; a context inside which the model's layers run on lanes."
     def __init__(self,
@@ -348,7 +348,7 @@ def adamw_settings(group: dict, t: float) -> np.ndarray: # [8], see `lanes.adamw
     lr, decay, eps, (beta1, beta2) = group["lr"], group["weight_decay"], group["eps"], group["betas"]
     return np.array([1 - lr*decay, -lr/(1 - beta1**t), (1 - beta2**t)**-0.5, eps, beta1, 1 - beta1, beta2, 1 - beta2], np.float32)
 
-# %% ../nbs/18_step.ipynb #a5f72f22
+# %% ../nbs/18_step.ipynb #8c584a2a
 def fast_step_fits(model: nn.Module) -> bool:
     "Whether the model is float32 on the processor."
     return all(p.device.type == "cpu" and p.dtype == torch.float32 and p.is_contiguous() for p in model.parameters())

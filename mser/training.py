@@ -118,7 +118,7 @@ def predict(
     back = order.argsort()
     probabilities = torch.cat([o.probabilities.float() for o in outputs])[back].numpy()
     if outputs[0].gates is None: return Predictions(probabilities, None)
-    gates = torch.cat([torch.stack([o.gates[m].mean(1) for m in ("text", "audio")], 1) for o in outputs])[back].numpy()
+    gates = torch.cat([torch.stack([o.gates[m].mean(1) for m in ("text", "audio")], 1) for o in outputs])[back].float().numpy()
     return Predictions(probabilities, gates)
 
 # %% ../nbs/20_training.ipynb #8d110255
