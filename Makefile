@@ -7,7 +7,7 @@ SOURCES := settings.ini setup.py constraints.txt
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help install reproduce test check-notebooks notebooks figures readme lab clean
+.PHONY: help install reproduce test bench check-notebooks notebooks figures readme lab clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -33,6 +33,9 @@ reproduce: $(VENV)/.installed  ## run the experiments on the simulated corpora a
 test: check-notebooks  ## notebooks clean and in sync, nbdev_test, pytest
 	$(BIN)/nbdev_test --n_workers 2 --do_print --timing
 	$(BIN)/python -m pytest tests --quiet --durations 5 --ignore tests/test_notebooks.py
+
+bench: $(VENV)/.installed-dev  ## time training beside a plain PyTorch trainer, on two cores
+	$(BIN)/python tests/benchmarks/engine.py $(ARGS)
 
 check-notebooks: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/test_notebooks.py --quiet

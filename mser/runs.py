@@ -119,7 +119,7 @@ class RunSpec(Value):
         return None
 
 # %% ../nbs/23_runs.ipynb #2188d122
-DECISIVE_MODULES = tuple("mser." + m for m in "adaptation attention baselines contrastive dataset fusion late_fusion losses metrics model runs training".split())
+DECISIVE_MODULES = tuple("mser." + m for m in "adaptation attention baselines contrastive dataset fusion lanes late_fusion losses metrics model runs step training".split())
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
@@ -281,7 +281,7 @@ def compute(
     root = Path(root)
     parts = parts_of(spec, root)
     fitted = _network(spec, parts, RunStore(root/"runs"), checkpoint) if isinstance(spec.method, (Network, LateFusion)) else None
-    predicted = dict(zip(("val", "test"), [predict(fitted.model, parts[p]) for p in ("val", "test")] if fitted else _classifier(spec, parts)))
+    predicted = dict(zip(("val", "test"), [predict(fitted.model, parts[p], precision=spec.method.train.precision) for p in ("val", "test")] if fitted else _classifier(spec, parts)))
     metrics = _metrics(spec, parts, predicted)
     if fitted: metrics |= {"best_epoch": fitted.best_epoch, "epochs": len(fitted.history)}
     tables = [_prediction_table(spec, name, parts[name], p, root) for name, p in predicted.items()]

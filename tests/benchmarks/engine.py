@@ -1,0 +1,206 @@
+"""How fast training is beside the obvious way: the same data, architecture, hyperparameters and number of epochs, in turn, on two cores.
+
+    python tests/benchmarks/engine.py --part seeds sequence --rounds 3
+
+Parts:
+  seeds     five seeds on pooled features, validation after every epoch. The obvious way is a plain PyTorch trainer (--reference), with both cores for each of its runs;
+            ours are two processes with a core each, in fp32 and in bf16.
+  sequence  one model on tokens and segments: ours against the same network with every batch padded to the longest utterance, attention written out, default AdamW and
+            PyTorch's dropout, both on one core.
+  step      processor milliseconds of one step, plain and fast, on one core: the figure that other work on the machine disturbs least.
+
+The ways take turns, round by round, so that whatever else the machine does falls on all of them; medians and ratios are over rounds.
+"""
+import argparse, json, os, statistics, subprocess, sys, time
+from pathlib import Path
+
+N_TRAIN, N_VAL, BATCH = 3259, 1031, 16
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure (default: all)")
+    parser.add_argument("--reference", type=Path, default=Path("../shared/bench/reference_trainer.py"), help="the plain trainer (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each way (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of each run (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of ours in a turn (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON too")
+    return parser.parse_args()
+
+
+def reference_module(path: Path):
+    "The plain trainer, as a module."
+    from importlib.util import module_from_spec, spec_from_file_location
+    spec = spec_from_file_location("reference_trainer", path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pooled_data(path: Path, n: int, seed: int):
+    "The utterances that the plain trainer makes, as it makes them."
+    import torch
+    from mser.dataset import SpeechData
+    from mser.labels import LabelSet
+    from mser.losses import vad_targets
+    rows = reference_module(path).synthetic(n, seed)
+    labels = torch.stack([r["label"] for r in rows])
+    stacked = [torch.stack([r[k] for r in rows])[:, None] for k in ("text_embed", "audio_embed")]
+    return SpeechData(tuple(map(str, range(n))), *stacked, None, None, labels, vad_targets(labels, torch.tensor(ANCHORS)))
+
+
+ANCHORS = [[-.666, .730, .314], [.960, .648, .588], [-.062, -.632, -.286], [-.896, -.424, -.672]]
+
+
+def train_once(path: str, epochs: int, seed: int, precision: str) -> dict:
+    "One run of ours: milliseconds a step, validation included, and the UA after the last epoch."
+    from mser.model import ModelConfig
+    from mser.training import TrainConfig, build, fit
+    train, val = pooled_data(path, N_TRAIN, 1), pooled_data(path, N_VAL, 2)
+    model, config = build(ModelConfig(text_dim=768, audio_dim=1024), train, seed), TrainConfig(epochs=epochs, patience=epochs, precision=precision)
+    start, busy = time.perf_counter(), time.process_time()
+    history = fit(model, train, val, config, seed=seed).history
+    wall, cpu = time.perf_counter() - start, time.process_time() - busy
+    steps = epochs*-(-N_TRAIN//BATCH)
+    return dict(wall=wall, ms=1e3*wall/steps, cpu_ms=1e3*cpu/steps, ua=float(history.val_ua.iloc[-1]))
+
+
+def reference_once(args) -> dict:
+    "One run of the plain trainer with both cores."
+    env = os.environ | dict(OMP_NUM_THREADS="2", MKL_NUM_THREADS="2")
+    busy = os.times()
+    out = subprocess.run([sys.executable, args.reference, "--synthetic", "--epochs", str(args.epochs), "--threads", "2"], env=env, check=True, capture_output=True, text=True)
+    told, after = json.loads(out.stdout.splitlines()[-1]), os.times()
+    cpu = after.children_user + after.children_system - busy.children_user - busy.children_system
+    return dict(ms=told["ms_per_step"], cpu_ms=1e3*cpu/told["steps"], ua=told["val_ua"])
+
+
+def seeds(args) -> list[dict]:
+    "Rows of the part `seeds`."
+    from mser.parallel import process_pool
+    rows = []
+    for turn in range(args.rounds):
+        r = reference_once(args)
+        rows.append(dict(way="reference", turn=turn, ms=r["ms"], cpu_ms=r["cpu_ms"], ua=r["ua"]))
+        for precision in ("fp32", "bf16"):
+            with process_pool(2) as pool:
+                list(pool.map(warm, range(2)))
+                start = time.perf_counter()
+                done = list(pool.map(train_once, *zip(*[(str(args.reference), args.epochs, seed, precision) for seed in range(args.seeds)])))
+            steps = args.seeds*args.epochs*-(-N_TRAIN//BATCH)
+            rows.append(dict(way=f"mser {precision}", turn=turn, ms=statistics.mean(d["ms"] for d in done)/2,
+                             whole_ms=1e3*(time.perf_counter() - start)/steps, cpu_ms=statistics.mean(d["cpu_ms"] for d in done), ua=statistics.mean(d["ua"] for d in done)))
+        show(rows[-3:])
+    return rows
+
+
+def warm(_) -> None:
+    "Import what training needs and compile it, where that has not happened yet."
+    import mser.training
+    time.sleep(1)
+
+
+def sequence_data(n=1600, tokens=24, segments=32):
+    "Utterances of differing lengths: half of the longest on average, as speech corpora have them."
+    import torch
+    from mser.dataset import SpeechData
+    from mser.losses import vad_targets
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (n,), generator=g)
+    share = torch.rand(n, generator=g)*0.9 + 0.05
+    masks = [torch.arange(length) < (share*length).ceil()[:, None] for length in (tokens, segments)]
+    values = [torch.randn(n, length, d, generator=g)*m[..., None] for length, d, m in zip((tokens, segments), (768, 1024), masks)]
+    return SpeechData(tuple(map(str, range(n))), *values, *masks, labels, vad_targets(labels, torch.tensor(ANCHORS)))
+
+
+def sequence_once(way: str, data, steps: int = 20) -> dict:
+    "Milliseconds of a step on sequences."
+    import torch
+    from torch import nn
+    from mser.attention import VADGuidedAttention
+    from mser.losses import LossConfig, TotalLoss
+    from mser.model import ModelConfig, MultimodalSER
+    from mser.step import make_step
+    from mser.training import batches
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model, objective = MultimodalSER(ModelConfig(text_dim=768, audio_dim=1024)).train(), TotalLoss(LossConfig(), torch.ones(4))
+    generator = torch.Generator().manual_seed(0)
+    if way == "padded":
+        optimiser = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01)
+        for m in model.modules():
+            if isinstance(m, VADGuidedAttention): m.attend = lambda q, c, mask=None, need_weights=False, m=m: VADGuidedAttention.attend(m, q, c, mask, True)
+        def one(index):
+            loss, _ = objective(model(data.text[index], data.audio[index], data.text_mask[index], data.audio_mask[index]), data.labels[index], data.vad[index])
+            optimiser.zero_grad(); loss.backward(); nn.utils.clip_grad_norm_(model.parameters(), 1.0); optimiser.step(); loss.item()
+        order = batches(len(data), BATCH, generator)
+        run = lambda: [one(index) for _, index in zip(range(steps), order)]
+    else:
+        step = make_step(model, torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01, fused=True), 1.0, way.split()[-1])
+        order = batches(len(data), BATCH, generator, data.lengths)
+        def run():
+            with step:
+                for _, index in zip(range(steps), order):
+                    batch = data.batch(index)
+                    step(objective(model(*batch.inputs), batch.labels, batch.vad)[0])
+    start, busy = time.perf_counter(), time.process_time()
+    run()
+    return dict(ms=1e3*(time.perf_counter() - start)/steps, cpu_ms=1e3*(time.process_time() - busy)/steps)
+
+
+def sequence(args) -> list[dict]:
+    "Rows of the part `sequence`."
+    data, rows = sequence_data(), []
+    sequence_once("mser fp32", data, 2)
+    for turn in range(args.rounds):
+        for way in ("padded", "mser fp32", "mser bf16"): rows.append(dict(way=way, turn=turn, **sequence_once(way, data)))
+    return rows
+
+
+def step(args) -> list[dict]:
+    "Rows of the part `step`."
+    import torch
+    from mser.losses import LossConfig, TotalLoss
+    from mser.model import ModelConfig, MultimodalSER
+    from mser.step import FastStep, PlainStep
+    torch.set_num_threads(1)
+    data, objective, rows = pooled_data(args.reference, 640, 1), TotalLoss(LossConfig(), torch.ones(4)), []
+    ways = {}
+    for name, kind, precision in (("plain fp32", PlainStep, "fp32"), ("fast fp32", FastStep, "fp32"), ("fast bf16", FastStep, "bf16")):
+        model = MultimodalSER(ModelConfig(text_dim=768, audio_dim=1024)).train()
+        ways[name] = model, kind(model, torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01, fused=True), 1.0, precision)
+    for turn in range(-1, args.rounds):
+        for name, (model, one) in ways.items():
+            start, busy = time.perf_counter(), time.process_time()
+            with one:
+                for index in torch.arange(640).split(BATCH):
+                    batch = data.batch(index)
+                    one(objective(model(*batch.inputs), batch.labels, batch.vad)[0])
+            if turn >= 0: rows.append(dict(way=name, turn=turn, ms=1e3*(time.perf_counter() - start)/40, cpu_ms=1e3*(time.process_time() - busy)/40))
+    return rows
+
+
+def show(rows: list[dict]) -> None:
+    "Medians over the turns, and how many times faster than the first way."
+    import pandas as pd
+    table = pd.DataFrame(rows).groupby("way", sort=False).median().drop(columns="turn")
+    table["times faster"] = table["ms"].iloc[0]/table["ms"]
+    print(table.to_string(float_format="{:.4g}".format), flush=True)
+
+
+PARTS = {"seeds": seeds, "sequence": sequence, "step": step}
+
+
+def main() -> None:
+    args = arguments()
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    print("ms: wall milliseconds of a step, for `seeds` divided by the runs side by side; cpu_ms: processor milliseconds of a step")
+    figures = {}
+    for part in args.part:
+        print(f"\n{part}: median of {args.rounds} rounds", flush=True)
+        figures[part] = PARTS[part](args)
+        show(figures[part])
+    if args.out: args.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__": main()
