@@ -230,7 +230,7 @@ def test_a_cluster_gives_the_same_numbers(lists, tmp_path, here):
     from distributed import LocalCluster
     call = ["train", *one(), *TINY]
     assert here(*call, "--workers", 1, "--out", tmp_path/"one", "--output", tmp_path/"one.json")[0] == 0
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         code, _, err = here(*call, "--scheduler", cluster.scheduler_address, "--out", tmp_path/"cluster", "--output", tmp_path/"cluster.json")
     assert code == 0, err
     assert numbers(results_of(tmp_path/"one.json")) == numbers(results_of(tmp_path/"cluster.json"))
