@@ -167,8 +167,8 @@ def test_adaptation_selects_on_the_source(here, lists):
     results = results_of(lists/"adapt.json")
     assert [r.name for r in results.rows[:4]] == [f"full model, {m}" for m in ("no adaptation", "DANN", "MMD", "CORAL")] and len(results.rows) == 8
     assert results.selects == "val of IEMOCAP" and results.reports.startswith("test of CREMAD")
-    for row in results.rows:
-        run = row.runs[0]
+    for adapted in results.rows:
+        run = adapted.runs[0]
         assert (run.tested_on, run.trained_on, run.utterances["val"], run.utterances["unlabelled"]) == (["CREMAD"], ["IEMOCAP"], 16, 48)
     code, _, err = here("adapt", *pair, "--target-val", "CREMAD_val.pkl", *TINY)
     assert code == 2 and "--target-val" in err # there is no such option: nothing of the target may select
