@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from .adaptation import AdaptConfig
 from .core import InputError, check_choice
 from .experiment import NETWORKS, PRESETS, Preset
-from .model import ModelConfig, MultimodalSER, read_config
+from .model import MultimodalSER, read_config
 from .parallel import executor
 from .regimes import adapted, combined, fine_tuned, zero_shot
 from .results import Row
@@ -224,8 +224,8 @@ def check_fits(spec: RunSpec, target: Source, store: RunStore) -> None:
     if not isinstance(spec.method, Network): return
     if not store.done(spec, keep_model=True): raise InputError("the weights of this run were not kept", "Give the call that made it again with --keep-models", store.folder(spec.hash))
     for name, value in target.dims.items():
-        if value != getattr(spec.method.model, name):
-            raise InputError(f"the model takes {getattr(spec.method.model, name)} numbers of {name[:-4]}, the features of {target.corpus} have {value}", "Use the encoder it was trained with")
+        if value != (taken := getattr(spec.method.model, name)):
+            raise InputError(f"the model takes {taken} numbers of {name[:-4]}, the features of {target.corpus} have {value}", "Use the encoder it was trained with")
 
 
 def evaluation_rows(

@@ -18,7 +18,7 @@ from .core import read_json
 from .jobs import Job
 from .metrics import confusion, per_class, scores
 from .results import Row, pooled, speaker_interval
-from .runs import LinearProbe, Majority, Network, RunSpec, RunStore, code_fingerprint
+from .runs import RunSpec, RunStore, code_fingerprint
 from .sources import Source
 from .stats import mean_interval
 

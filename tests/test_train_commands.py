@@ -167,8 +167,8 @@ def test_adaptation_selects_on_the_source(here, lists):
     results = results_of(lists/"adapt.json")
     assert [r.name for r in results.rows[:4]] == [f"full model, {m}" for m in ("no adaptation", "DANN", "MMD", "CORAL")] and len(results.rows) == 8
     assert results.selects == "val of IEMOCAP" and results.reports.startswith("test of CREMAD")
-    for row in results.rows:
-        run = row.runs[0]
+    for adapted in results.rows:
+        run = adapted.runs[0]
         assert (run.tested_on, run.trained_on, run.utterances["val"], run.utterances["unlabelled"]) == (["CREMAD"], ["IEMOCAP"], 16, 48)
     code, _, err = here("adapt", *pair, "--target-val", "CREMAD_val.pkl", *TINY)
     assert code == 2 and "--target-val" in err # there is no such option: nothing of the target may select
@@ -230,7 +230,7 @@ def test_a_cluster_gives_the_same_numbers(lists, tmp_path, here):
     from distributed import LocalCluster
     call = ["train", *one(), *TINY]
     assert here(*call, "--workers", 1, "--out", tmp_path/"one", "--output", tmp_path/"one.json")[0] == 0
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         code, _, err = here(*call, "--scheduler", cluster.scheduler_address, "--out", tmp_path/"cluster", "--output", tmp_path/"cluster.json")
     assert code == 0, err
     assert numbers(results_of(tmp_path/"one.json")) == numbers(results_of(tmp_path/"cluster.json"))
