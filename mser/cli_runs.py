@@ -268,8 +268,8 @@ def _predictions(run: StoredRun, part: str = "test"): # DataFrame, or None
     return table[table["part"] == part]
 
 
-def _codes(run: StoredRun, table) -> tuple[list[str], "pd.Series", "pd.Series"]:
-    "The classes, and labels and predictions as numbers."
+def _codes(run: StoredRun, table) -> tuple: # the classes, and labels and predictions as numbers
+    "What was said and what was meant."
     classes = (run.data.get("label_set") or {}).get("classes") or sorted({*table["label"], *table["predicted"]})
     code = {name: i for i, name in enumerate(classes)}
     return classes, table["label"].map(code), table["predicted"].map(code)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DATA', 'NETWORK', 'COMPUTING', 'List', 'Folder', 'Order', 'Corpus', 'ProtocolOption', 'train_app', 'Several',
-           'with_options', 'option', 'ModeName', 'PresetName', 'ModelName', 'Lists', 'Reading', 'Training',
-           'Contributions', 'Running', 'Keeping', 'Choosing', 'open_lists', 'say_about', 'changed', 'say_inert',
-           'print_plan', 'print_results', 'finish', 'train', 'ablate', 'Methods', 'baseline', 'Source2Target', 'Pair',
-           'open_pair', 'Tuning', 'finetune', 'Budgets', 'fewshot', 'Adapting', 'adapt', 'ManyLists', 'combine',
-           'Trained', 'Encoders', 'Where', 'evaluate', 'schema']
+           'with_options', 'option', 'ModeName', 'StepName', 'Precision', 'PresetName', 'ModelName', 'Lists', 'Reading',
+           'Training', 'Contributions', 'Running', 'Keeping', 'Choosing', 'open_lists', 'say_about', 'changed',
+           'say_inert', 'print_plan', 'print_results', 'finish', 'train', 'ablate', 'Methods', 'baseline',
+           'Source2Target', 'Pair', 'open_pair', 'Tuning', 'finetune', 'Budgets', 'fewshot', 'Adapting', 'adapt',
+           'ManyLists', 'combine', 'Trained', 'Encoders', 'Where', 'evaluate', 'schema']
 
 # %% ../nbs/45_cli_train.ipynb #00b6166d
 import inspect, sys
@@ -58,6 +58,16 @@ DATA, NETWORK, COMPUTING = "Data", "Network and training", "Computing"
 class ModeName(str, Enum):
     "What networks see."
     pooled, sequence = "pooled", "sequence"
+
+
+class StepName(str, Enum):
+    "How a training step is computed: `TrainConfig.step`."
+    plain, fast = "plain", "fast"
+
+
+class Precision(str, Enum):
+    "Of matrix products: `TrainConfig.precision`."
+    fp32, bf16 = "fp32", "bf16"
 
 
 class PresetName(str, Enum):
@@ -116,6 +126,8 @@ class Training:
     epochs: Annotated[Optional[int], option(NETWORK, "At most so many passes over the training part.", min=1)] = None
     weight_decay: Annotated[Optional[float], option(NETWORK, "Decoupled weight decay of AdamW.", min=0)] = None
     patience: Annotated[Optional[int], option(NETWORK, "Stop after so many epochs without a better validation UA.", min=1)] = None
+    step: Annotated[Optional[StepName], option(NETWORK, "PyTorch's own training step, or the fast one: the same equations, other dropout masks.")] = None
+    precision: Annotated[Optional[Precision], option(NETWORK, "Of matrix products; bf16 is faster where the processor has it.")] = None
 
 
 @dataclass

@@ -30,6 +30,7 @@ OPTIONS = { # name of an option: part of the preset, setting
     "hidden_dim": ("model", "hidden_dim"), "num_layers": ("model", "n_layers"), "dropout": ("model", "dropout"), "vad_lambda": ("model", "vad_lambda"),
     "micl_weight": ("loss", "contrastive"), "micl_temp": ("loss", "temperature"),
     "lr": ("train", "lr"), "weight_decay": ("train", "weight_decay"), "batch_size": ("train", "batch_size"), "epochs": ("train", "epochs"), "patience": ("train", "patience"),
+    "step": ("train", "step"), "precision": ("train", "precision"),
 }
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from . import __version__
 from .core import read_json
+from .encoders.base import seen
 from .jobs import Job
 from .metrics import confusion, per_class, scores
 from .results import Row, pooled, speaker_interval
@@ -208,17 +209,17 @@ def aggregate(row: Row, store: RunStore, failed: Sequence[str] = ()) -> Aggregat
     if not row.specs: return None
     spec, tables = row.specs[0], [pooled(store, [s for s in row.specs if s.seed == seed]) for seed in row.seeds]
     of_seed, everything = pd.DataFrame([scores(*_codes(t, spec), len(row.classes)) for t in tables]), pd.concat(tables, ignore_index=True)
-    low, high = speaker_interval(store, row)
+    low, high, drawn = speaker_interval(store, row)
     return Aggregate(seeds=row.seeds, runs=len({s.hash for s in row.specs}), **{name: spread(of_seed[name]) for name in of_seed},
-                     ua_over_speakers=None if np.isnan(low) else Over(low=low, high=high), corpora=_corpus_spreads(tables, spec),
+                     ua_over_speakers=None if np.isnan(low) or drawn != "speakers" else Over(low=low, high=high), corpora=_corpus_spreads(tables, spec),
                      classes=class_records(everything, spec), confusion=_confusion(everything, spec), gates=_gates(everything))
 
 # %% ../nbs/44c_outcome.ipynb #7e357080
 def feature_record(source: Source, modality: str) -> FeatureRecord:
     "Which encoder made the features of a corpus, and whether it knows the corpus."
     store = getattr(source.found, modality)
-    seen = None if store.card.settings.get("imported") else source.corpus in store.card.contamination
-    return FeatureRecord(encoder=store.card.name, store=store.path.name, size=source.dims[f"{modality}_dim"], pretraining=store.card.pretraining, has_seen_corpus=seen)
+    known = seen(store.card, [source.corpus])
+    return FeatureRecord(encoder=store.card.name, store=store.path.name, size=source.dims[f"{modality}_dim"], pretraining=store.card.pretraining, has_seen_corpus=None if known is None else bool(known))
 
 
 def data_record(source: Source) -> DataRecord:

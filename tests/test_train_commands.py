@@ -108,7 +108,7 @@ def test_each_option_changes_what_is_predicted(lists):
     base = predicted()
     assert predicted() == base
     for changed in (dict(hidden_dim=32), dict(num_layers=2), dict(dropout=0.3), dict(vad_lambda=3.0), dict(micl_weight=0.5), dict(micl_temp=0.5), dict(micl_weight=0.0), dict(lr=1e-3),
-                    dict(batch_size=4), dict(epochs=2), dict(weight_decay=1.0), dict(seed=1), dict(preset="tuned")): assert predicted(**changed) != base, changed
+                    dict(batch_size=4), dict(epochs=2), dict(weight_decay=1.0), dict(seed=1), dict(preset="tuned"), dict(step="plain"), dict(precision="bf16")): assert predicted(**changed) != base, changed
 
 
 def test_ablation_and_baselines(here, lists):
