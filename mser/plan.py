@@ -15,12 +15,11 @@ import torch
 
 from .dataset import SpeechData, gather
 from .jobs import Job
-from .losses import TotalLoss
 from .manifest import read_manifest
 from .protocols import Splits
 from .runs import DataSpec, Network, RunSpec, RunStore, missing_runs
 from .store import FeatureStore
-from .training import Alignment, build, make_optimiser, n_batches, predict, train_epoch
+from .training import Training, build, n_batches, predict, train_epoch
 
 # %% ../nbs/44b_plan.ipynb #73d5fa93
 class Planned(NamedTuple):
@@ -84,14 +83,13 @@ def measure(
     m, threads, some = spec.method, torch.get_num_threads(), steps*spec.method.train.batch_size
     torch.set_num_threads(1)
     train = sample(spec.data, ids_of(spec.data, spec.fold, "train", root), root, some)
-    model, generator = build(m.model, train, 0), torch.Generator().manual_seed(0)
     target = sample(spec.target, ids_of(spec.target, spec.fold, "train", root), root, some) if m.adapt else None
-    alignment = Alignment(m.adapt, m.model.hidden_dim, target, 0) if m.adapt else None
-    optimiser, schedule = make_optimiser(model, m.train, 100*steps)
-    objective = TotalLoss(m.loss, torch.ones(m.model.n_classes))
-    try: epoch = _seconds(lambda: train_epoch(model, objective, train, optimiser, schedule, m.train, generator, alignment))
+    config, loss = m.train.model_copy(update={"epochs": 100}), m.loss.model_copy(update={"class_weights": False})
+    t = Training(build(m.model, train, 0), train, train, config, loss, 0, target=target, adapt=m.adapt)
+    once = lambda: train_epoch(t.model, t.objective, train, t.step, t.schedule, config, t.generator, t.alignment)
+    try: epoch = min(_seconds(once) for _ in range(2))  # the first one may have to compile
     finally: torch.set_num_threads(threads)
-    return Cost(epoch/n_batches(len(train), m.train.batch_size), _seconds(lambda: predict(model, train))/len(train))
+    return Cost(epoch/n_batches(len(train), m.train.batch_size), _seconds(lambda: predict(t.model, train))/len(train))
 
 
 def longest(spec: RunSpec, cost: Cost, root: Path) -> float: # seconds
