@@ -225,12 +225,16 @@ def splits(
 
 # %% ../nbs/41_cli_corpus.ipynb #aceae062
 def portable(manifest, folder: Path): # a Manifest
-    "A manifest whose recordings are found from another folder."
+    "A manifest whose recordings are found from another folder. Raises `InputError` when they do not lie below it."
     from dataclasses import replace
     if manifest.root is None or manifest.table.audio.isna().all(): return manifest
     folder = folder.resolve()
     places = [None if path is None else (manifest.root/path).resolve() for path in manifest.table.audio.astype(object).where(manifest.table.audio.notna(), None)]
-    paths = [place and Path(os.path.relpath(place, folder)).as_posix() for place in places]
+    outside = [place for place in places if place and not place.is_relative_to(folder)]
+    if outside:
+        above = os.path.commonpath([folder, *outside])
+        raise InputError(f"the recording {outside[0]} is not below the table's folder", f"Put the table above the recordings, for example into {above}: --out", folder)
+    paths = [place and place.relative_to(folder).as_posix() for place in places]
     return replace(manifest, table=manifest.table.assign(audio=paths), root=folder)
 
 

@@ -64,7 +64,9 @@ SPEAKER = r"-(\d{4})_"
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
 def test_a_corpus_of_emobox_becomes_a_table_that_every_command_takes(emobox_lists, tmp_path, suffix):
-    (lists, sound), out = emobox_lists, tmp_path/"tables"/f"esd.{suffix}"
+    (lists, sound), out = emobox_lists, tmp_path/f"esd.{suffix}"
+    beside = call("manifest", f"emobox={lists}", "--speaker", SPEAKER, "--audio-root", sound/"of"/"esd", "--out", tmp_path/"tables"/out.name)
+    assert isinstance(beside.exception, InputError) and f"for example into {tmp_path}" in str(beside.exception) and not (tmp_path/"tables").exists()
     done = call("manifest", f"emobox={lists}", "--speaker", SPEAKER, "--audio-root", sound/"of"/"esd", "--out", out)
     assert done.exit_code == 0 and "16 utterances, 4 speakers" in done.stdout, done.output
     audited = call("audit", "--corpus", f"esd={out}", "--protocol", "folds", "--workers", 1)

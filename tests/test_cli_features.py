@@ -1,5 +1,5 @@
 "The commands of features, as a user calls them."
-import os, pickle, subprocess, sys
+import re, os, pickle, subprocess, sys
 
 import numpy as np, pandas as pd, pytest, torch
 
@@ -67,7 +67,7 @@ def test_bad_recordings_stop_or_are_listed(copy_of_small_emodb, tmp_path):
     assert done.returncode == 0 and "skipped " in done.stderr and f"{wav.name}: truncated" in done.stderr
     store, = (tmp_path/"data"/"features").iterdir()
     info = run("info", store, cwd=tmp_path)
-    assert "left out     1" in info.stdout and f"{wav.name}: truncated" in info.stderr
+    assert re.search("left out +1", info.stdout) and f"{wav.name}: truncated" in info.stderr
 
 
 def test_info_and_verify(extracted):

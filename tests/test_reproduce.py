@@ -142,7 +142,7 @@ def test_what_is_finished_needs_no_encoder(undisturbed, small_emodb):
 def test_bad_input_leaves_an_earlier_report_alone(undisturbed, tmp_path):
     out, _ = undisturbed
     refused(reproduce(f"emodb={tmp_path}/nowhere", out), "nowhere")
-    assert (out/"report.html").exists() and len(table(out)) == 8
+    assert (out/"report.html").exists() and len(table(out)) == 13
 
 
 def test_protocol_and_label_set_are_one_flag_each(undisturbed, small_emodb, tmp_path):
@@ -213,7 +213,7 @@ def test_manifest_of_ones_own(manifest, tmp_path):
     table_of_mine.to_csv(path, index=False)
     done = reproduce(f"mine={path}", tmp_path/"out")
     assert done.returncode == 0, done.stderr
-    assert len(table(tmp_path/"out", "mine")) == 8
+    assert len(table(tmp_path/"out", "mine")) == 13
 
 
 def test_manifest_with_duplicate_id(manifest, tmp_path):
