@@ -40,13 +40,13 @@ def reference_module(path: Path):
 def pooled_data(path: Path, n: int, seed: int):
     "The utterances that the plain trainer makes, as it makes them."
     import torch
-    from mser.dataset import SpeechData
+    from mser.dataset import padded_data
     from mser.labels import LabelSet
     from mser.losses import vad_targets
     rows = reference_module(path).synthetic(n, seed)
     labels = torch.stack([r["label"] for r in rows])
     stacked = [torch.stack([r[k] for r in rows])[:, None] for k in ("text_embed", "audio_embed")]
-    return SpeechData(tuple(map(str, range(n))), *stacked, None, None, labels, vad_targets(labels, torch.tensor(ANCHORS)))
+    return padded_data(*stacked, labels, vad=vad_targets(labels, torch.tensor(ANCHORS)))
 
 
 ANCHORS = [[-.666, .730, .314], [.960, .648, .588], [-.062, -.632, -.286], [-.896, -.424, -.672]]
@@ -57,7 +57,7 @@ def train_once(path: str, epochs: int, seed: int, precision: str) -> dict:
     from mser.model import ModelConfig
     from mser.training import TrainConfig, build, fit
     train, val = pooled_data(path, N_TRAIN, 1), pooled_data(path, N_VAL, 2)
-    model, config = build(ModelConfig(text_dim=768, audio_dim=1024), train, seed), TrainConfig(epochs=epochs, patience=epochs, precision=precision)
+    model, config = build(ModelConfig(text_dim=768, audio_dim=1024), train, seed), TrainConfig(epochs=epochs, patience=epochs, precision=precision, step="fast")
     start, busy = time.perf_counter(), time.process_time()
     history = fit(model, train, val, config, seed=seed).history
     wall, cpu = time.perf_counter() - start, time.process_time() - busy
@@ -103,14 +103,14 @@ def warm(_) -> None:
 def sequence_data(n=1600, tokens=24, segments=32):
     "Utterances of differing lengths: half of the longest on average, as speech corpora have them."
     import torch
-    from mser.dataset import SpeechData
+    from mser.dataset import padded_data
     from mser.losses import vad_targets
     g = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 4, (n,), generator=g)
     share = torch.rand(n, generator=g)*0.9 + 0.05
     masks = [torch.arange(length) < (share*length).ceil()[:, None] for length in (tokens, segments)]
     values = [torch.randn(n, length, d, generator=g)*m[..., None] for length, d, m in zip((tokens, segments), (768, 1024), masks)]
-    return SpeechData(tuple(map(str, range(n))), *values, *masks, labels, vad_targets(labels, torch.tensor(ANCHORS)))
+    return padded_data(*values, labels, *masks, vad=vad_targets(labels, torch.tensor(ANCHORS)))
 
 
 def sequence_once(way: str, data, steps: int = 20) -> dict:
@@ -130,8 +130,9 @@ def sequence_once(way: str, data, steps: int = 20) -> dict:
         optimiser = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01)
         for m in model.modules():
             if isinstance(m, VADGuidedAttention): m.attend = lambda q, c, mask=None, need_weights=False, m=m: VADGuidedAttention.attend(m, q, c, mask, True)
+        whole = data.whole()  # every utterance as long as the longest
         def one(index):
-            loss, _ = objective(model(data.text[index], data.audio[index], data.text_mask[index], data.audio_mask[index]), data.labels[index], data.vad[index])
+            loss, _ = objective(model(*(t[index] for t in whole.inputs)), whole.labels[index], whole.vad[index])
             optimiser.zero_grad(); loss.backward(); nn.utils.clip_grad_norm_(model.parameters(), 1.0); optimiser.step(); loss.item()
         order = batches(len(data), BATCH, generator)
         run = lambda: [one(index) for _, index in zip(range(steps), order)]
