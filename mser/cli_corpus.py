@@ -186,7 +186,7 @@ def _write_splits(splits, path: Path) -> None:
         with whole_file(path) as part: splits.table.to_csv(part, index=False)
     else: raise InputError(f"splits cannot be a {suffix or 'suffix-less'} file", "Use .parquet or .csv", path)
 
-
+# %% ../nbs/41_cli_corpus.ipynb #d07f63af
 @corpus_app.command()
 def splits(
     corpus: _Corpora = None,

@@ -465,7 +465,7 @@ def linear_half(w, bias, xt, N, K, yt):
             for j in range(k, k + 16, 2): sums = dot_rows(sums, w, n*K + j, K, load_pairs(two, j*8))
         store_tile(yt, n*16, sums)
 
-
+# %% ../nbs/17_lanes.ipynb #a20d6c35
 @njit(**COMPILE)
 def linear_back_half(w, dyt, N, K, dxt):
     "`linear_back` with bfloat16 weights: 16 inputs in the lanes, 16 utterances in two tiles."

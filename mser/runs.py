@@ -73,7 +73,7 @@ class Network(Value):
     loss: LossConfig = LossConfig()
     adapt: AdaptConfig | None = None # the term that aligns `data` with `target`
 
-
+# %% ../nbs/23_runs.ipynb #217ec171
 class LateFusion(Value):
     "The late-fusion network of notebook 19a, trained by the same loop. Defaults: a plain recipe for few utterances."
     kind: Literal["late_fusion"] = "late_fusion"

@@ -96,7 +96,7 @@ def empty(n: int) -> np.ndarray:
     "Room for n numbers, aligned to cache lines as PyTorch's memory is."
     return torch.empty(n).numpy()
 
-
+# %% ../nbs/18_step.ipynb #a0b1ca28
 class FastLayer:
     "A layer whose weights and vectors are updated from `Factors`."
     def __init__(self, layer: nn.Module, weights: list[nn.Parameter], vectors: list[nn.Parameter], bits: RandomBits):
@@ -335,7 +335,7 @@ class FastStep:
 
     def load_state_dict(self, state: dict) -> None: self.bits.load_state_dict(state["dropout"])
 
-
+# %% ../nbs/18_step.ipynb #1385a9ad
 def write_gradients(fast: FastLayer) -> None:
     "Turn what was noted into ordinary gradients."
     for noted in fast.noted:

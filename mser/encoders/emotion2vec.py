@@ -226,7 +226,7 @@ def make_card(
         max_seconds=MAX_SECONDS, parameters=sum(p.numel() for p in network.parameters()), settings={} if precision == "fp32" else {"precision": precision},
         weights=weights)
 
-
+# %% ../../nbs/05c_emotion2vec.ipynb #c2383566
 class Emotion2vecEncoder(SpeechNetwork):
     "emotion2vec: a frame every 20 ms from the last block, their mean as the utterance vector. Raises `InputError`."
     def __init__(self,

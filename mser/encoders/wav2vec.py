@@ -80,7 +80,7 @@ def make_card(
         min_seconds=heard/sample_rate, max_seconds=MAX_SECONDS, parameters=sum(p.numel() for p in network.parameters()),
         settings={"layer": layer} | ({} if precision == "fp32" else {"precision": precision}), weights=weights)
 
-
+# %% ../../nbs/05d_wav2vec.ipynb #71026f51
 class Wav2vecEncoder(SpeechNetwork):
     "One layer of a wav2vec 2.0, HuBERT or WavLM model: a frame every 20 ms, their mean as the utterance vector. Raises `InputError`."
     def __init__(self,
