@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Sequence
 
 import pandas as pd
+from fastcore.basics import patch
 from pydantic import Field
 
 from .core import InputError, check_choice, workspace, write_json
@@ -115,34 +116,46 @@ class Experiment:
         text, audio = (getattr(store.card, width) for store in (self.prepared.text, self.prepared.audio))
         return {"text_dim": text, "audio_dim": audio, "n_classes": len(self.label_set)}
 
-    def limited(self, train: TrainConfig) -> TrainConfig:
-        "The same training with no more epochs than the profile allows."
-        return train.model_copy(update={"epochs": min(self.profile.max_epochs or train.epochs, train.epochs)})
+# %% ../nbs/25_experiment.ipynb #0a3f0bc4
+@patch
+def limited(self: Experiment, train: TrainConfig) -> TrainConfig:
+    "The same training with no more epochs than the profile allows."
+    return train.model_copy(update={"epochs": min(self.profile.max_epochs or train.epochs, train.epochs)})
 
-    def network(self, **settings) -> Network:
-        "The preset's network with some settings changed."
-        model = ModelConfig(**{**self.preset.model, **settings, **self.dims})
-        return Network(model=model, train=self.limited(self.preset.train), loss=self.preset.loss)
 
-    def late_fusion(self) -> LateFusion:
-        "The late-fusion baseline, which has a recipe of its own under every preset."
-        method = LateFusion(model=LateFusionConfig(**self.dims))
-        return method.model_copy(update={"train": self.limited(method.train)})
+@patch
+def network(self: Experiment, **settings) -> Network:
+    "The preset's network with some settings changed."
+    model = ModelConfig(**{**self.preset.model, **settings, **self.dims})
+    return Network(model=model, train=self.limited(self.preset.train), loss=self.preset.loss)
 
-    def under(self, preset: str) -> "Experiment":
-        "The same experiment under another preset."
-        return replace(self, preset=PRESETS[check_choice(preset, PRESETS, "preset")])
 
-    def seeds(self, method: Majority | LinearProbe | LateFusion | Network) -> range:
-        "The seeds a method is run with; without randomness, one."
-        if isinstance(method, (Majority, LinearProbe)): return range(1)
-        slow = isinstance(method, Network) and self.preset.slow
-        return range(self.profile.slow_seeds or self.profile.seeds) if slow else range(self.profile.seeds)
+@patch
+def late_fusion(self: Experiment) -> LateFusion:
+    "The late-fusion baseline, which has a recipe of its own under every preset."
+    method = LateFusion(model=LateFusionConfig(**self.dims))
+    return method.model_copy(update={"train": self.limited(method.train)})
 
-    def row(self, name: str, method: Majority | LinearProbe | LateFusion | Network) -> Row:
-        "A method for every seed and fold."
-        specs = (RunSpec(data=self.data, fold=f, seed=s, method=method, code=code_fingerprint()) for s in self.seeds(method) for f in self.folds)
-        return Row(name, tuple(specs))
+
+@patch
+def under(self: Experiment, preset: str) -> "Experiment":
+    "The same experiment under another preset."
+    return replace(self, preset=PRESETS[check_choice(preset, PRESETS, "preset")])
+
+
+@patch
+def seeds(self: Experiment, method: Majority | LinearProbe | LateFusion | Network) -> range:
+    "The seeds a method is run with; without randomness, one."
+    if isinstance(method, (Majority, LinearProbe)): return range(1)
+    slow = isinstance(method, Network) and self.preset.slow
+    return range(self.profile.slow_seeds or self.profile.seeds) if slow else range(self.profile.seeds)
+
+
+@patch
+def row(self: Experiment, name: str, method: Majority | LinearProbe | LateFusion | Network) -> Row:
+    "A method for every seed and fold."
+    specs = (RunSpec(data=self.data, fold=f, seed=s, method=method, code=code_fingerprint()) for s in self.seeds(method) for f in self.folds)
+    return Row(name, tuple(specs))
 
 # %% ../nbs/25_experiment.ipynb #3152d5d5
 def open_experiments(

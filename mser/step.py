@@ -285,20 +285,16 @@ class FastStep:
         self.room = empty(128)
         if precision == "bf16":
             for fast in self.layers: fast.use_halves()
-
     def trains(self, fast: FastLayer) -> bool:
         "Whether all its parameters are trained alike."
         groups = {self.group.get(p) if p.requires_grad else None for p in fast.parameters}
         fast.group = groups.pop()
         return not groups and fast.group is not None
-
     def __enter__(self):
         for fast in self.stand_ins: fast.layer.forward, fast.stale = fast, True
         return self
-
     def __exit__(self, *error):
         for fast in self.stand_ins: del fast.layer.forward
-
     def __call__(self, loss: Tensor) -> float: # gradient norm before clipping
         "One update by the gradient of the loss."
         self.optimiser.zero_grad(set_to_none=True)
@@ -314,13 +310,11 @@ class FastStep:
         self.optimiser.step()
         self.update(used, clip)
         return norm
-
     def norm(self, used: list[FastLayer]) -> float:
         "Norm of all gradients together."
         written = [p.grad for p in self.parameters if p.grad is not None]
         rest = float(nn.utils.get_total_norm(written)) if written else 0.0
         return math.sqrt(sum(float(fast.noted[0].norms.sum()) for fast in used) + rest**2)
-
     def update(self, used: list[FastLayer], clip: float) -> None:
         "AdamW from the factors."
         counts = [s["step"] for fast in used for s in fast.adamw_state(self.optimiser)]
@@ -328,11 +322,9 @@ class FastStep:
         for fast in used:
             settings = adamw_settings(self.optimiser.param_groups[fast.group], fast.state[0]["step"].item())
             fast.update(settings, np.float32(clip), self.room)
-
     def state_dict(self) -> dict:
         "What a resumed run needs beside the states of model, optimiser and PyTorch's generator."
         return {"dropout": self.bits.state_dict()}
-
     def load_state_dict(self, state: dict) -> None: self.bits.load_state_dict(state["dropout"])
 
 # %% ../nbs/18_step.ipynb #1385a9ad
