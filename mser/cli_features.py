@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['features_app', 'Stores', 'Dtype', 'SkipBad', 'DtypeName', 'FormName', 'extract', 'info', 'verify', 'parse_list',
-           'import_', 'the_one', 'find_manifest', 'find_store', 'find_features', 'export']
+           'import_', 'find_manifest', 'find_store', 'find_features', 'export']
 
 # %% ../nbs/42_cli_features.ipynb #c0862aea
 import sys
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Iterable, Optional
 
 import typer
 
-from .core import InputError, check_choice, parse_corpus
+from .core import InputError, check_choice, parse_corpus, the_one
 if TYPE_CHECKING: from mser.exchange import Features # heavy: only its name is needed here
 
 # %% ../nbs/42_cli_features.ipynb #5f5a8f0e
@@ -175,18 +175,6 @@ def import_(
     print(f"in {out}")
 
 # %% ../nbs/42_cli_features.ipynb #f7c5e1b1
-def the_one(
-    found: list[Path], # in the folder
-    folder: Path,
-    what: str, # "manifest", "text store"
-    option: str, # that names one
-) -> Path:
-    "The only one there is. Raises `InputError` when there is none or more than one."
-    if len(found) == 1: return found[0]
-    names = ", ".join(path.name for path in found)
-    raise InputError(f"{len(found)} {what}s in it: {names}" if found else f"no {what} in it", f"Name one with {option}", folder)
-
-
 def find_manifest(
     folder: Path, # of an import, or a workspace
     given: Path | None = None, # a manifest that the user named

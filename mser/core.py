@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_ROOM', 'InputError', 'check_choice', 'Skipped', 'attempt_each', 'cannot_write', 'whole_file', 'write_json',
            'read_json', 'digest_bytes', 'digest', 'digest_file', 'project_root', 'workspace', 'parse_corpus',
-           'file_name']
+           'file_name', 'the_one']
 
 # %% ../nbs/00a_core.ipynb #45a741ce
 import difflib, errno, hashlib, json, os, re, tempfile
@@ -165,3 +165,15 @@ def file_name(
 ) -> str: # letters, digits and _ - . @
     "A name as part of a file's name: each run of other characters becomes a hyphen."
     return re.sub(r"[^\w.@-]+", "-", text)
+
+# %% ../nbs/00a_core.ipynb #e4fa7a36
+def the_one(
+    found: Sequence[Path], # in the folder
+    folder: Path,
+    what: str, # "manifest", "text store"
+    option: str, # that names one
+) -> Path:
+    "The only one there is. Raises `InputError` when there is none or more than one."
+    if len(found) == 1: return found[0]
+    names = ", ".join(path.name for path in found)
+    raise InputError(f"{len(found)} {what}s in it: {names}" if found else f"no {what} in it", f"Name one with {option}", folder)
