@@ -7,14 +7,11 @@ __all__ = ['PROFILES', 'PRESETS', 'NETWORKS', 'Profile', 'Preset', 'Experiment',
            'compute_rows']
 
 # %% ../nbs/25_experiment.ipynb #29de3d45
-import shutil
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Sequence
 
-import pandas as pd
 from fastcore.basics import patch
 from pydantic import Field
 

@@ -16,7 +16,6 @@ from .emobox import emobox
 from .emodb import emodb
 from .iemocap import iemocap
 from .meld import meld
-from .simulated import SIMULATED
 from ..labels import LABEL_SETS, NO_AGREEMENT, OTHER, LabelSet
 from ..manifest import MANIFEST_SUFFIXES, Manifest, read_manifest
 
