@@ -85,6 +85,12 @@ class Experiment:
     @property
     def title(self) -> str: return f"{self.prepared.corpus.title}, {len(self.label_set)} classes"
 
+    @property
+    def name(self) -> str:
+        "For names of files: the corpus, and the label set where it is not the corpus's own."
+        own = self.prepared.labels() == self.label_set
+        return self.prepared.corpus.name + ("" if own else f"-{len(self.label_set)}-classes")
+
     @cached_property
     def folds(self) -> range: return range(min(self.splits.n_folds, self.profile.folds or self.splits.n_folds))
 
@@ -186,19 +192,21 @@ def open_experiments(
     mode: str = "pooled", # "pooled" or "sequence"
     label_set: str | None = None, # a name of notebook 00b; None for the corpus's own
     protocol: str | None = None, # a name of notebook 03; None for the corpus's own
+    further: bool = False, # where no label set is named, an experiment for each other one that the corpus's field reports
     **preparation, # text_encoder, audio_encoder, skip_bad, workers
 ) -> list[Experiment]:
-    "One experiment per corpus. Prepares what is not there yet, and notes in `experiments.json` what it is about."
+    "One experiment per corpus and label set. Prepares what is not there yet, and notes in `experiments.json` what it is about."
     if not corpora: raise InputError("no corpus", "Name at least one: --corpus NAME=PATH")
     profile = PROFILES[check_choice(profile, PROFILES, "profile")]
     preset = PRESETS[check_choice(preset or profile.preset, PRESETS, "preset")]
     experiments = []
     for name, path in corpora.items():
         prepared = prepare(name, path, root, scale=profile.scale, sequence=mode == "sequence", **preparation)
-        labels = prepared.labels(label_set)
         chosen = check_choice(protocol or prepared.corpus.protocol, PROTOCOLS, "protocol")
-        splits = prepare_splits(prepared.manifest.keep(labels), chosen, root)
-        experiments.append(Experiment(prepared, root, profile, preset, labels, splits, mode))
+        for asked in (label_set, *(prepared.corpus.further if further and label_set is None else ())):
+            labels = prepared.labels(asked)
+            splits = prepare_splits(prepared.manifest.keep(labels), chosen, root)
+            experiments.append(Experiment(prepared, root, profile, preset, labels, splits, mode))
     write_json(root/"experiments.json", {"experiments": [e.about for e in experiments], "code": code_fingerprint(), "environment": environment()})
     return experiments
 

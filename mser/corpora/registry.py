@@ -30,6 +30,7 @@ class Corpus(NamedTuple):
     source: str # where it comes from
     read: Callable[..., Manifest] | None # folder -> Manifest; None for a simulated corpus
     options: tuple[str, ...] = () # what else `read` can be told by a command
+    further: tuple[str, ...] = () # other label sets that its field reports
 
     @property
     def simulated(self) -> bool: return self.read is None
@@ -43,8 +44,9 @@ CORPORA = {c.name: c for c in [
     Corpus("emodb", "EmoDB", "emodb-7", "loso", "free for research",
            "Burkhardt et al. (2005), A database of German emotional speech, Interspeech", emodb),
     Corpus("iemocap", "IEMOCAP", "4", "loso-session", "on request, for research",
-           "Busso et al. (2008), IEMOCAP: Interactive emotional dyadic motion capture database, Language Resources and Evaluation 42", iemocap),
-    Corpus("cremad", "CREMA-D", *_CREMAD, cremad),
+           "Busso et al. (2008), IEMOCAP: Interactive emotional dyadic motion capture database, Language Resources and Evaluation 42", iemocap,
+           further=("6",)),
+    Corpus("cremad", "CREMA-D", *_CREMAD, cremad, further=("cremad-6",)),
     Corpus("cremad-voice", "CREMA-D, as heard", *_CREMAD, partial(cremad, perceived="voice")),
     Corpus("cremad-multimodal", "CREMA-D, as heard and seen", *_CREMAD, partial(cremad, perceived="multimodal")),
     Corpus("meld", "MELD", "meld-7", "official", "labels GPL 3; clips belong to the makers of the series",
