@@ -21,6 +21,7 @@ setup(
     keywords=cfg["keywords"],
     packages=find_packages(include=["mser", "mser.*"]),
     include_package_data=True,
+    data_files=[("share/mser/paper", ["data/paper/reported.csv"])],
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
