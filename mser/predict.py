@@ -28,10 +28,12 @@ class Prediction(NamedTuple):
 
 def kept_runs(
     root: str | Path, # the output folder of a reproduction
-) -> list[str]: # hashes, oldest first
-    "The runs whose weights were kept."
-    files = sorted(Path(root).glob("runs/*/model.safetensors"), key=lambda p: p.stat().st_mtime_ns)
-    return [p.parent.name for p in files if (p.parent/"metrics.json").exists()]
+) -> list[str]: # hashes, oldest first; full models after the others
+    "The runs of fusion networks whose weights were kept."
+    store, files = RunStore(Path(root)/"runs"), sorted(Path(root).glob("runs/*/model.safetensors"), key=lambda p: p.stat().st_mtime_ns)
+    methods = {p.parent.name: store.spec(p.parent.name).method for p in files if (p.parent/"metrics.json").exists()}
+    networks = {run: method.model for run, method in methods.items() if method.kind == "network"}
+    return sorted(networks, key=lambda run: networks[run].vga and networks[run].eaaf and networks[run].micl)  # a stable sort
 
 
 def encoder_of(
@@ -51,7 +53,7 @@ class Predictor:
     "A trained model with the encoders its features came from."
     def __init__(self,
         root: str | Path, # the output folder of a reproduction
-        run: str | None = None, # which run; None for the newest whose weights were kept
+        run: str | None = None, # which run; None for the newest full model whose weights were kept
         text_encoder: str | None = None, # needed when the corpus was encoded by a model from a folder
         audio_encoder: str | None = None, # the same for audio
     ):

@@ -323,10 +323,12 @@ def render(
     story: Story,
     row, # of the cast
     m: int, # 0 for text, 1 for audio
+    heard: np.ndarray | None = None, # which words or frames the encoder sees, bool [n]; None for all
 ) -> tuple[np.ndarray, np.ndarray]: # frames [n, D] (pooled form: [1, D]) and utterance vector [D], float32
     "The features of one modality of an utterance."
-    z, key = codes(config, at, story, row, m), _key(config, row, m)
-    weights = np.ones(len(z)) if m else 1 + config.cls_focus * story.salience[m]
+    z, key, salience = codes(config, at, story, row, m), _key(config, row, m), story.salience[m]
+    if heard is not None: z, salience = z[heard], salience[heard]
+    weights = np.ones(len(z)) if m else 1 + config.cls_focus * salience
     dim = at.basis.shape[1]
     floor = config.floor / math.sqrt(len(z)) * _generator(config, "floor", *key).standard_normal(dim, dtype=np.float32)
     utterance = at.mean + (weights @ z / weights.sum()).astype(np.float32) @ at.basis + floor
