@@ -7,7 +7,7 @@ SOURCES := settings.ini setup.py constraints.txt
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help install reproduce test bench check-notebooks notebooks figures readme lab clean
+.PHONY: help install reproduce test bench check-notebooks notebooks figures readme docs lab clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -51,6 +51,9 @@ figures: reproduce  ## keep what the default run rendered in figures/, for the R
 readme: $(VENV)/.installed-dev  ## write README.md from nbs/index.ipynb
 	$(BIN)/python -c "from mser.publish import keep_picture; keep_picture('nbs/10_attention.ipynb', 'by_case = ', 'figures/attention.png')"
 	$(BIN)/python -c "from mser.publish import write_readme; write_readme()"
+
+docs: $(VENV)/.installed-dev  ## build the site, every notebook as a page, into _docs/
+	$(BIN)/python -c "from mser.site import build_site; print('Open', build_site())"
 
 lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
