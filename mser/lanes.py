@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['HAS_BF16', 'gelu_of', 'to_lanes', 'from_lanes', 'linear', 'linear_back', 'norm', 'norm_back', 'gram', 'squared_norm',
            'squares', 'adamw', 'update_vector', 'update_vectors', 'update_weight', 'halve', 'linear_half',
-           'linear_back_half', 'update_half', 'product', 'product_back', 'by_weights', 'back_by_weights', 'sums',
-           'linear_layer', 'linear_gradients', 'dropout_mask', 'drop', 'plus', 'layer', 'layer_back']
+           'linear_back_half', 'split', 'join', 'adamw_half', 'update_half', 'product', 'product_back', 'by_weights',
+           'back_by_weights', 'sums', 'linear_layer', 'linear_gradients', 'dropout_mask', 'drop', 'plus', 'layer',
+           'layer_back']
 
 # %% ../nbs/17_lanes.ipynb #e2ff59c6
 import numpy as np
@@ -483,11 +484,85 @@ def linear_back_half(w, dyt, N, K, dxt):
     for k in range(K):
         for m in range(16): dxt[k*16 + m] += dx[m*K + k]
 
+# %% ../nbs/17_lanes.ipynb #8b188502
+def x86(b, name, v):
+    "An approximation of the processor, to a relative 2^-14."
+    kind = ir.FunctionType(VECTOR, [VECTOR, VECTOR, I16])
+    return b.call(cgutils.get_or_insert_function(b.module, kind, f"llvm.x86.avx512.{name}.ps.512"), [v, v, I16(-1)])
+
+
+def widened(b, x, i, extend):
+    "16 short integers as integers."
+    return extend(b.load(shorts_at(b, x, i), align=2), INTEGERS)
+
+
+def upper(b, bits): return b.trunc(b.lshr(bits, same(16)), SHORTS)
+
+
+@vector_op(lanes, lanes)
+def inverse(b, x): return x86(b, "rcp14", x)
+@vector_op(lanes, lanes)
+def inverse_root(b, x): return x86(b, "rsqrt14", x)
+@vector_op(lanes, ARRAY, INT)
+def load_half(b, x, i): return b.bitcast(b.shl(widened(b, x, i, b.zext), same(16)), VECTOR)
+
+
+@vector_op(lanes, ARRAY, ARRAY, INT)
+def load_split(b, high, low, i):
+    "Float32 from its bfloat16 and the 16 bits that this lacks."
+    return b.bitcast(b.add(b.shl(widened(b, high, i, b.zext), same(16)), widened(b, low, i, b.sext)), VECTOR)
+
+
+@vector_op(types.void, ARRAY, ARRAY, INT, lanes)
+def store_split(b, high, low, i, v):
+    bits = b.bitcast(v, INTEGERS)
+    b.store(upper(b, b.add(bits, same(0x8000))), shorts_at(b, high, i), align=2)
+    b.store(b.trunc(bits, SHORTS), shorts_at(b, low, i), align=2)
+
+
+@vector_op(types.void, ARRAY, INT, lanes, pairs)
+def store_random(b, x, i, v, random):
+    "Bfloat16, rounded away from zero where the last 16 random bits and the bits that go make a carry."
+    b.store(upper(b, b.add(b.bitcast(v, INTEGERS), b.and_(random, same(0xffff)))), shorts_at(b, x, i), align=2)
+
+
+@vector_op(pairs, pairs)
+def next_random(b, s):
+    for shift, n in ((b.shl, 13), (b.lshr, 17), (b.shl, 5)): s = b.xor(s, shift(s, same(n)))
+    return s
+
+
+@vector_op(pairs, pairs)
+def other_half(b, s): return b.lshr(s, same(16))
+
+# %% ../nbs/17_lanes.ipynb #76ae96df
+@njit(**COMPILE)
+def split(x, high, low):
+    "Float32 to bfloat16 (ties away from zero) and what that lacks; the length a multiple of 16."
+    for i in range(0, len(x), 16): store_split(high, low, i, load(x, i))
+
 
 @njit(**COMPILE)
-def update_half(p, half, m, v, x, dyt, N, K, room, settings, clip):
-    "`update_weight` from bfloat16 factors, and the bfloat16 copy of the new weight."
-    zero, c, tiled = fill_tile(fill(np.float32(0))), fill(clip), K//128*128
+def join(high, low, x):
+    "The float32 that was split, bit by bit."
+    for i in range(0, len(x), 16): store(x, i, load_split(high, low, i))
+
+
+@njit(**COMPILE)
+def adamw_half(high, low, m, v, i, g, settings, random):
+    "`adamw` on 16 split weights and bfloat16 means; g is the gradient, random the bits to round by."
+    m_new = fma(spread(settings, 5), g, mul(spread(settings, 4), load_half(m, i)))
+    v_new = fma(mul(spread(settings, 7), g), g, mul(spread(settings, 6), load_half(v, i)))
+    store_random(m, i, m_new, random); store_random(v, i, v_new, other_half(random))
+    root = mul(v_new, inverse_root(maximum(v_new, fill(np.float32(1e-37)))))
+    step = mul(m_new, inverse(fma(root, spread(settings, 2), spread(settings, 3))))
+    store_split(high, low, i, fma(spread(settings, 1), step, mul(spread(settings, 0), load_split(high, low, i))))
+
+
+@njit(**COMPILE)
+def update_half(high, low, m, v, x, dyt, N, K, room, settings, clip, random):
+    "`update_weight` from bfloat16 factors, for split weights and bfloat16 means; random: 16 numbers of 32 bits, which move on."
+    zero, c, tiled, state = fill_tile(fill(np.float32(0))), fill(clip), K//128*128, load_pairs(random, 0)
     two, dy = np.empty(8*K, np.uint32), np.empty(N*16, np.uint16)
     for i in range(8):
         for k in range(0, K, 16): store_pairs(two, i*K + k, pack(load(x, 2*i*K + k), load(x, (2*i + 1)*K + k)))
@@ -498,15 +573,14 @@ def update_half(p, half, m, v, x, dyt, N, K, room, settings, clip):
             for i in range(8): g = dot_scaled(g, spread_pair(dy, n*16 + 2*i), two, i*K + k)
             store_tile(room, 0, g)
             for j in range(0, 128, 16):
-                at = n*K + k + j
-                prefetch(p, at + 256); prefetch(m, at + 256); prefetch(v, at + 256)
-                adamw(p, m, v, at, mul(c, load(room, j)), settings)
-                store_half(half, at, load(p, at))
+                at, state = n*K + k + j, next_random(state)
+                if j % 32 == 0: prefetch(high, at + 512); prefetch(low, at + 512); prefetch(m, at + 512); prefetch(v, at + 512)
+                adamw_half(high, low, m, v, at, mul(c, load(room, j)), settings, state)
         for k in range(tiled, K, 16):
-            g1 = fill(np.float32(0))
+            g1, state = fill(np.float32(0)), next_random(state)
             for i in range(16): g1 = fma(spread(dyt, n*16 + i), load(x, i*K + k), g1)
-            adamw(p, m, v, n*K + k, mul(c, g1), settings)
-            store_half(half, n*K + k, load(p, n*K + k))
+            adamw_half(high, low, m, v, n*K + k, mul(c, g1), settings, state)
+    store_pairs(random, 0, state)
 
 # %% ../nbs/17_lanes.ipynb #171393fe
 def product(w, bias, xt, N, K, yt):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from mser.lanes import HAS_BF16
 from mser.losses import LossConfig, TotalLoss
 from mser.model import ModelConfig, MultimodalSER
 from mser.step import FastLinear, FastStep, PlainStep, fast_step_fits, make_step
@@ -202,3 +203,43 @@ def test_bf16_trains_nearly_alike(kind):
     norms = run(PlainStep(model, optimiser(model), 1.0), loss), run(kind(other, optimiser(other), 1.0, precision="bf16"), loss)
     torch.testing.assert_close(norms[1], norms[0], rtol=0.1, atol=0.01)
     assert all(p.dtype == torch.float32 for p in other.parameters())
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="no bfloat16 instructions")
+@pytest.mark.parametrize("sizes", [[16]*8, [16, 40, 11, 40, 16, 16, 40, 16]], ids=["small", "large batches between"])
+def test_bf16_resumed_is_bitwise_the_undisturbed(sizes, tmp_path):
+    model, loss = training(dropout=0.3)
+    _, large = training(dropout=0.3, size=40)
+    losses = [loss if n == 16 else large for n in sizes]
+    start = copy.deepcopy(model)
+    def go(model, step, part):
+        with step:
+            for i in part: step(losses[i](model, i))
+    step = FastStep(model, optimiser(model), 1.0, "bf16", seed=3)
+    torch.manual_seed(7); go(model, step, range(4))
+    torch.save({"model": model.state_dict(), "optimiser": step.optimiser.state_dict(), "step": step.state_dict(), "torch": torch.get_rng_state()}, tmp_path/"checkpoint")
+    go(model, step, range(4, 8))
+    saved = torch.load(tmp_path/"checkpoint", weights_only=True)
+    resumed = FastStep(start, optimiser(start), 1.0, "bf16", seed=99)
+    start.load_state_dict(saved["model"]); resumed.optimiser.load_state_dict(saved["optimiser"]); resumed.load_state_dict(saved["step"])
+    torch.set_rng_state(saved["torch"]); go(start, resumed, range(4, 8))
+    for a, b in zip(model.parameters(), start.parameters()): assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="no bfloat16 instructions")
+def test_bf16_weights_are_whole_wherever_pytorch_reads_them():
+    "Few rows, many rows, evaluation and an error in between: the model is always the one that was trained."
+    model, loss = training()
+    _, large = training(size=40)
+    x = torch.randn(4, 1, 32), torch.randn(4, 1, 48)
+    step = FastStep(model, optimiser(model), 1.0, "bf16")
+    with pytest.raises(RuntimeError, match="stop"):
+        with step:
+            for f in (loss, large, loss):
+                step(f(model, 0))
+                with torch.inference_mode(): inside = model(*x).logits
+            step(loss(model, 1)); raise RuntimeError("stop")
+    with step, torch.inference_mode(): again = model(*x).logits
+    assert not torch.equal(inside, again)
+    copied = copy.deepcopy(model)
+    torch.testing.assert_close(copied(*x).logits, again, rtol=0.05, atol=0.05)
