@@ -631,8 +631,9 @@ def linear_gradients(grad, B, N, K, w, xt, x, dyt, dbias, norms, dxt, dx):
 @njit(**COMPILE)
 def dropout_mask(bits, threshold, mask):
     "1/(1 - p) where a random 16-bit number reaches the threshold 65536 p, else 0."
-    scale = np.float32(65536/(65536 - threshold))
-    for i in range(len(mask)): mask[i] = scale if bits[i] >= threshold else np.float32(0)
+    scale, n = np.float32(65536/(65536 - threshold)), len(mask)//16*16
+    for i in range(0, n, 16): store(mask, i, mul(kept(bits, i, threshold), fill(scale)))
+    for i in range(n, len(mask)): mask[i] = scale if bits[i] >= threshold else np.float32(0)
 
 # %% ../nbs/17_lanes.ipynb #16826953
 @njit(**COMPILE)
