@@ -80,9 +80,9 @@ def threshold(p: float) -> int:
 
 # %% ../nbs/18_step.ipynb #1bacf4eb
 class Factors(NamedTuple):
-    "The gradients of one use of a layer by up to 16 rows."
-    xs: np.ndarray # inputs of its weights, one after the other [16, K] each
-    dys: np.ndarray # gradients of its weights' outputs, one after the other [N, 16] each
+    "The gradients of one use of a layer."
+    xs: np.ndarray # for each part of 16 rows: inputs of its weights, one after the other [16, K] each
+    dys: np.ndarray # for each part of 16 rows: gradients of its weights' outputs, one after the other [N, 16] each
     vectors: np.ndarray # gradients of its biases, gains, one after the other
     norms: np.ndarray # squared norms that sum to that of all of them
 
@@ -101,9 +101,9 @@ def flat(t: Tensor) -> np.ndarray:
     return t.detach().numpy().reshape(-1)
 
 
-def empty(n: int) -> np.ndarray:
-    "Room for n numbers, aligned to cache lines as PyTorch's memory is."
-    return torch.empty(n).numpy()
+def empty(*shape: int) -> np.ndarray:
+    "Room for numbers, aligned to cache lines as PyTorch's memory is."
+    return torch.empty(shape).numpy()
 
 # %% ../nbs/18_step.ipynb #c23aed3f
 MEANS = ("exp_avg", "exp_avg_sq")  # the running means, as PyTorch's AdamW names them
@@ -147,20 +147,31 @@ class FastLayer:
         "Let the parameters hold the weights, for PyTorch."
         for w in self.halves or (): w.join()
 
-    def factors(self, noted: Factors) -> list[tuple[np.ndarray, np.ndarray]]: # x [16, K] and dY^T [N, 16] for each weight, flat
-        "The factors, weight by weight."
+    def note(self, factors: Factors, inputs: list[np.ndarray], stride: int) -> None: # inputs [K, 16] of each weight in the first part, and how far the next part is
+        "Keep the gradients of a use, as those of all its parts together."
+        vectors, norms, parts, room = factors.vectors[0], factors.norms[0], len(factors.xs), np.empty(512, np.float32)
+        if parts > 1:
+            vectors = factors.vectors.sum(0)
+            norms = np.array([lanes.squared_norm_of_parts(xt, stride, K, dy, factors.dys.shape[1], N, parts, room)
+                              for xt, (_, dy), (N, K) in zip(inputs, self.factors(factors), self.shapes)] + [lanes.squares(vectors)])
+        self.noted.append(factors._replace(vectors=vectors, norms=norms))
+
+    def factors(self, noted: Factors) -> list[tuple[np.ndarray, np.ndarray]]: # for each weight; the next part is as far away as a row of `noted` is long
+        "The factors, weight by weight: where x [16, K] and dY^T [N, 16] of the first part begin."
+        xs, dys, out = noted.xs.reshape(-1), noted.dys.reshape(-1), []
         x = y = 0
-        out = []
         for N, K in self.shapes:
-            out.append((noted.xs[x:x + 16*K], noted.dys[y:y + 16*N]))
+            out.append((xs[x:], dys[y:]))
             x, y = x + 16*K, y + 16*N
         return out
 
     def gradients(self) -> list[Tensor]: # one for each parameter
         "The gradients of all uses together, written out."
-        uses = zip(*(self.factors(noted) for noted in self.noted))  # for each weight, its factors in every use
-        of_weights = [torch.from_numpy(np.concatenate([dy.reshape(-1, 16) for _, dy in use], 1)) @ torch.from_numpy(np.concatenate([x.reshape(16, -1) for x, _ in use]))
-                      for use in uses]
+        of_weights, x, y = [], 0, 0
+        for N, K in self.shapes:
+            of_weights.append(sum(torch.from_numpy(dy[y:y + 16*N]).view(N, 16) @ torch.from_numpy(xs[x:x + 16*K]).view(16, K)
+                                  for noted in self.noted for xs, dy in zip(noted.xs, noted.dys)))
+            x, y = x + 16*K, y + 16*N
         vectors = torch.from_numpy(sum(noted.vectors for noted in self.noted))
         return of_weights + list(vectors.split([len(p) for p in self.vectors]))
 
@@ -186,10 +197,10 @@ class FastLayer:
     def update(self, settings: np.ndarray, clip: np.float32, room: np.ndarray) -> None:
         "AdamW from what was noted in the one use of the layer; `room`: space for 128 numbers."
         noted, n, (m, v) = self.noted.pop(), len(self.weights), self.means
-        random = self.bits(32).view(np.uint32) if self.halves else None
+        random, parts = self.bits(32).view(np.uint32) if self.halves else None, (len(noted.xs), noted.xs.shape[1], noted.dys.shape[1])
         for i, (shape, factors) in enumerate(zip(self.shapes, self.factors(noted))):
-            if self.halves is None: lanes.update_weight(self.arrays[i], m[i], v[i], *factors, *shape, room, settings, clip)
-            else: lanes.update_half(self.halves[i].high, self.halves[i].low, m[i], v[i], *factors, *shape, room, settings, clip, random)
+            if self.halves is None: lanes.update_weight(self.arrays[i], m[i], v[i], *factors, *shape, room, settings, clip, *parts)
+            else: lanes.update_half(self.halves[i].high, self.halves[i].low, m[i], v[i], *factors, *shape, room, settings, clip, random, *parts)
         lanes.update_vectors(tuple(self.arrays[n:]), m[n:], v[n:], noted.vectors, settings, clip)
 
 # %% ../nbs/18_step.ipynb #9f7252fc
@@ -199,8 +210,9 @@ class LinearFunction(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, fast: FastLayer) -> Tensor:
         N, K = weight.shape
         out, yt, (w,) = x.new_empty(*x.shape[:-1], N), empty(16*N), fast.multiplied()
-        ctx.fast, ctx.used, given, y = fast, [(first, rows, empty(16*K)) for first, rows in parts(x.numel()//K)], flat(x), flat(out)
-        for first, rows, xt in ctx.used: lanes.linear_layer(given[first*K:], rows, N, K, w, fast.arrays[1], xt, yt, y[first*N:])
+        ctx.fast, ctx.parts, given, y = fast, parts(x.numel()//K), flat(x), flat(out)
+        ctx.xt = empty(len(ctx.parts), 16*K)
+        for (first, rows), xt in zip(ctx.parts, ctx.xt): lanes.linear_layer(given[first*K:], rows, N, K, w, fast.arrays[1], xt, yt, y[first*N:])
         return out
 
     @staticmethod
@@ -208,11 +220,10 @@ class LinearFunction(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple:
         (N, K), (w,), by_x = ctx.fast.weights[0].shape, ctx.fast.multiplied(), ctx.needs_input_grad[0]
         dxt, dx, dy = empty(16*K if by_x else 0), grad.new_empty(*grad.shape[:-1], K) if by_x else None, flat(grad.contiguous())
-        by_input = flat(dx) if by_x else dxt
-        for first, rows, xt in ctx.used:
-            factors = Factors(empty(16*K), empty(16*N), empty(N), empty(2))
-            lanes.linear_gradients(dy[first*N:], rows, N, K, w, xt, *factors, dxt, by_input[first*K:])
-            ctx.fast.noted.append(factors)
+        by_input, factors = flat(dx) if by_x else dxt, Factors(*(empty(len(ctx.parts), n) for n in (16*K, 16*N, N, 2)))
+        for (first, rows), xt, *of_part in zip(ctx.parts, ctx.xt, *factors):
+            lanes.linear_gradients(dy[first*N:], rows, N, K, w, xt, *of_part, dxt, by_input[first*K:])
+        ctx.fast.note(factors, [ctx.xt.reshape(-1)], 16*K)
         return dx, None, None
 
 
@@ -241,10 +252,11 @@ class BlockFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query: Tensor, context: Tensor, anchor: Tensor, fast: "FastBlock") -> Tensor: # `anchor`: any parameter, so that there is a gradient to ask for
         D, out = fast.dim, torch.empty_like(query)
-        ctx.fast, ctx.used = fast, [(first, rows, empty((14*D + 2)*16), fast.bits(6*D*16 if fast.threshold else 0)) for first, rows in parts(len(query))]
+        ctx.fast, ctx.parts = fast, parts(len(query))
+        ctx.work, ctx.drawn = empty(len(ctx.parts), (14*D + 2)*16), [fast.bits(6*D*16 if fast.threshold else 0) for _ in ctx.parts]
         weights_and_biases = [a for pair in zip(fast.multiplied(), fast.arrays[4:8]) for a in pair]
         q, c, y = flat(query), flat(context), flat(out)
-        for first, rows, work, drawn in ctx.used:
+        for (first, rows), work, drawn in zip(ctx.parts, ctx.work, ctx.drawn):
             o = first*D
             lanes.layer(rows, D, q[o:], c[o:], *weights_and_biases, *fast.arrays[8:], drawn, fast.threshold, fast.eps, work, y[o:])
         return out
@@ -255,11 +267,11 @@ class BlockFunction(torch.autograd.Function):
         fast, D, grad = ctx.fast, ctx.fast.dim, grad.contiguous()
         by_query, by_context, weights = torch.empty_like(grad), torch.empty_like(grad), fast.multiplied()
         dy, dq, dc = flat(grad), flat(by_query), flat(by_context)
-        for first, rows, work, drawn in ctx.used:
-            factors, o = Factors(empty(7*D*16), empty(8*D*16 + 512), empty(11*D), empty(5)), first*D
-            lanes.layer_back(rows, D, dy[o:], *weights, fast.arrays[8], fast.arrays[10], drawn, fast.threshold, work,
-                             dq[o:], dc[o:], factors.vectors, factors.xs, factors.dys, factors.norms)
-            fast.noted.append(factors)
+        factors = Factors(*(empty(len(ctx.parts), n) for n in (7*D*16, 8*D*16 + 512, 11*D, 5)))
+        for (first, rows), work, drawn, xs, dys, vectors, norms in zip(ctx.parts, ctx.work, ctx.drawn, *factors):
+            o = first*D
+            lanes.layer_back(rows, D, dy[o:], *weights, fast.arrays[8], fast.arrays[10], drawn, fast.threshold, work, dq[o:], dc[o:], vectors, xs, dys, norms)
+        fast.note(factors, [ctx.work.reshape(-1)[16*D*i:] for i in (0, 1, 3, 6)], ctx.work.shape[1])
         return by_query, by_context, None, None
 
 
