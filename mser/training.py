@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'batches', 'n_batches', 'make_optimiser', 'TrainingError', 'freeze', 'train_epoch', 'Alignment',
-           'Predictions', 'predict', 'BestEpoch', 'corpus_scores', 'Training', 'Checkpoint', 'Fit', 'fit', 'build']
+           'Predictions', 'predict', 'BestEpoch', 'corpus_scores', 'accuracies', 'Training', 'Checkpoint', 'Fit', 'fit',
+           'build']
 
 # %% ../nbs/20_training.ipynb #8daa0d00
 import copy, math, time
@@ -192,8 +193,14 @@ class BestEpoch:
 
     def update(self, model: nn.Module, epoch: int, ua: float) -> bool: # false when it is time to stop
         "Note the score of one epoch. At equal UA the earlier epoch stays."
-        if self.keep == "last" or ua > self.ua: self.ua, self.epoch, self.weights = ua, epoch, copy.deepcopy(model.state_dict())
+        if self.keep == "last" or ua > self.ua: self.ua, self.epoch, self.weights = ua, epoch, self.copied(model.state_dict())
         return epoch - self.epoch < self.patience
+
+    def copied(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        "A copy in the memory of the one before: fresh memory costs more than copying."
+        if self.weights is None: return copy.deepcopy(weights)
+        for name, kept in self.weights.items(): kept.copy_(weights[name])
+        return self.weights
 
 # %% ../nbs/20_training.ipynb #e0380ff6
 def corpus_scores(
@@ -206,6 +213,21 @@ def corpus_scores(
     return {int(c): scores(data.labels.numpy()[corpus == c], predicted[corpus == c], n_classes) for c in np.unique(corpus)}
 
 
+def accuracies(
+    data: SpeechData, # with its true labels
+    predicted: np.ndarray, # class codes [N]
+) -> tuple[float, float]:
+    "UA and WA, means over the corpora: as `corpus_scores` has them, for a look after each epoch."
+    corpus, labels = data.corpus.numpy(), data.labels.numpy()
+    ua, wa = [], []
+    for c in np.unique(corpus):
+        true, hit = labels[corpus == c], (predicted == labels)[corpus == c]
+        support = np.bincount(true)
+        recall = np.bincount(true, hit)[support > 0]/support[support > 0]
+        ua.append(recall.mean()); wa.append(np.average(recall, weights=support[support > 0]))
+    return float(np.mean(ua)), float(np.mean(wa))
+
+# %% ../nbs/20_training.ipynb #9629179f
 class Training:
     "A training that can stop after any epoch and go on later with the same bits."
     def __init__(self, model, train, val, config, loss, seed, classes=None, target=None, adapt=None): # as in `fit`
@@ -233,8 +255,7 @@ class Training:
         number = len(self.history) + 1
         losses = train_epoch(self.model, self.objective, self.train, self.step, self.schedule, self.config, self.generator, self.alignment)
         if not math.isfinite(losses["loss"]): raise TrainingError(f"the loss is {losses['loss']} in epoch {number}; lower the learning rate")
-        of_corpus = corpus_scores(self.val, predict(self.model, self.val, precision=self.config.precision).classes, self.model.config.n_classes).values()
-        ua, wa = (float(np.mean([getattr(s, name) for s in of_corpus])) for name in ("ua", "wa"))
+        ua, wa = accuracies(self.val, predict(self.model, self.val, precision=self.config.precision).classes)
         self.history.append({"epoch": number, **losses, "lr": self.schedule.get_last_lr()[0], "val_ua": ua, "val_wa": wa})
         self.best.update(self.model, number, ua)
 
@@ -249,7 +270,7 @@ class Training:
         "Go back to a `state`."
         for name in ("model", "optimiser", "schedule", "step"): getattr(self, name).load_state_dict(state[name])
         if self.alignment is not None: self.alignment.load_state_dict(state["alignment"])
-        vars(self.best).update(state["best"])
+        vars(self.best).update(copy.deepcopy(state["best"]))  # its weights are written over
         self.history = state["history"]
         self.generator.set_state(state["order"]); torch.set_rng_state(state["random"])
 
