@@ -56,27 +56,29 @@ def reproduce(
     corpus: Annotated[Optional[list[str]], typer.Option(metavar="NAME=PATH", help="A corpus and its folder, or any name and a manifest (CSV, Parquet, JSON lines). "
         "May be given several times. Without it: the simulated corpora. [cyan]mser corpora[/cyan] lists the names.")] = None,
     profile: Annotated[ProfileName, typer.Option(help="How much is run: smoke proves that it works, quick gives a first answer, paper is the full size.")] = ProfileName.quick,
-    preset: Annotated[PresetName, typer.Option(help="Which preset confusion matrices, training curves and the kept model show: the paper's settings, or ours for small corpora. Tables show both.")] = PresetName.paper,
+    preset: Annotated[Optional[PresetName], typer.Option(help="How networks are trained: the paper's settings, or ours for small corpora. The in-domain tables show both. Default: paper under the profile paper, else tuned.")] = None,
     mode: Annotated[ModeName, typer.Option(help="What networks see: one vector per modality, or tokens and frames, where VAD-guided attention can act.")] = ModeName.pooled,
     label_set: Annotated[Optional[str], typer.Option(metavar="NAME", help="Which emotions count: 4, 4-strict, 5, 6, cremad-6, meld-7, emodb-7. Default: the corpus's own.")] = None,
     protocol: Annotated[Optional[str], typer.Option(metavar="NAME", help="How utterances are split: loso, loso-session, sessions-3-1-1, speaker-kfold, speaker-split, "
         "official, folds (those a corpus comes with), or random, which leaks speakers and is there to measure how much. Default: the corpus's own.")] = None,
     only: Annotated[Optional[list[str]], typer.Option(metavar="NAME", help="Only this experiment notebook, for example in_domain. May be given several times.")] = None,
     out: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Where everything goes. Default: a folder under data/ named after the corpora.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that compute at the same time. Results do not depend on it.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that compute at the same time, in one notebook or in several beside each other. Results do not depend on it.")] = 2,
     text_encoder: Annotated[str, typer.Option(help="minilm (needs no download), bert, a Hugging Face id, or a folder with a transformers model.")] = "minilm",
     audio_encoder: Annotated[str, typer.Option(metavar="NAME", help="egemaps (needs no download), a speech network such as emotion2vec_plus_large or wavlm-base (notebook 05z has the list), a hub id, or a folder. "
         "Add @bf16 for speed, @layer9 for another layer.")] = "egemaps",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without unusable utterances; the report lists them with the reason.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier features and runs in the output folder and compute everything again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier features, runs and notebooks in the output folder and compute everything again.")] = False,
 ):
     """Run the experiments and write tables, figures and one report.
 
-    A call that was stopped, even killed, goes on where it was when it is given again. What is there is never computed twice.
+    A call that was stopped, even killed, goes on where it was when it is given again. What is there is never computed twice, and a notebook that would make the same again is not run.
 
     [bold]Examples[/bold]
 
       mser reproduce
+
+      mser reproduce --only ablation --only few_shot
 
       mser reproduce --corpus emodb=corpora/emodb --profile quick
 
@@ -84,9 +86,9 @@ def reproduce(
     """
     print(f"mser {__version__}: reproducing, {', '.join(corpus or ['simulated corpora'])}, profile {profile.value}", file=sys.stderr, flush=True)
     from mser import reproduce as room # heavy: after the first line, so that a user sees at once that something happens
-    request = room.Request(room.parse_corpora(corpus or []), profile.value, preset.value, mode.value, label_set, protocol, tuple(only or ()), str(out) if out else None, workers,
+    request = room.Request(room.parse_corpora(corpus or []), profile.value, preset and preset.value, mode.value, label_set, protocol, tuple(only or ()), str(out) if out else None, workers,
                            fresh, text_encoder, audio_encoder, skip_bad, shlex.join(["mser", *sys.argv[1:]]))
-    report, executed = room.reproduce(request, say=lambda line: print(line, file=sys.stderr, flush=True))
+    report, executed = room.reproduce(request)
     failed = [e for e in executed if e.failure]
     for e in failed: print(f"mser: {e.name} failed: {e.failure}", file=sys.stderr)
     print(f"Report: {_near(report)}")

@@ -20,7 +20,7 @@ from .labels import LabelSet
 from .late_fusion import LateFusionConfig
 from .losses import LossConfig
 from .model import ModelConfig
-from .parallel import process_pool
+from .parallel import executor
 from .prepare import Prepared, prepare, prepare_splits
 from .protocols import PROTOCOLS, Splits
 from .results import Row
@@ -220,5 +220,5 @@ def compute_rows(
 ) -> int: # how many runs were computed now
     "Compute what the rows need and the store does not have."
     specs = [s for row in rows for s in row.specs]
-    with process_pool(workers) as pool:
+    with executor(workers) as pool:
         return run_many(specs, experiments[0].root, pool, keep_model, progress)
