@@ -26,11 +26,13 @@ def fine_tuned(
     source: RunSpec, # the run whose model goes on training
     data: DataSpec, # the new corpus
     fold: int, # of the new corpus
+    keep: str | None = None, # whose weights are kept, "best" or "last"; None for what the source run keeps
     **settings, # of `TrainConfig.fine_tuning`: factor, epochs, patience, freeze
 ) -> RunSpec:
     "The source's model, trained further on another corpus. Raises `InputError` when the source has no weights."
     method = _network(source)
-    gentle = method.model_copy(update={"train": method.train.fine_tuning(**settings), "adapt": None})
+    train = method.train.fine_tuning(**settings)
+    gentle = method.model_copy(update={"train": train.model_copy(update={"keep": keep or train.keep}), "adapt": None})
     return RunSpec(data=data, fold=fold, seed=source.seed, method=gentle, code=source.code, start=source)
 
 # %% ../nbs/23a_regimes.ipynb #f65290d6

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['corpus_name', 'published_order', 'Found', 'adopt', 'import_once', 'manifest_of', 'store_of', 'link', 'from_folder',
-           'choose_labels', 'listed_parts', 'default_protocol', 'Source', 'open_source', 'check_alike', 'check_dims']
+           'choose_labels', 'listed_parts', 'default_protocol', 'Source', 'open_source', 'source_of', 'check_alike',
+           'check_dims']
 
 # %% ../nbs/44_sources.ipynb #5551191e
 import os, re, shutil, tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import commonprefix
 from pathlib import Path
@@ -19,6 +20,7 @@ from filelock import FileLock
 
 from .core import InputError, check_choice, digest, digest_file, read_json, write_json, the_one
 from .corpora.registry import CORPORA
+from .experiment import Experiment
 from .exchange import LABEL_ORDERS, file_name, import_lists, label_order
 from .fewshot import few_shot
 from .labels import LABEL_SETS, NO_AGREEMENT, OTHER, LabelSet
@@ -263,6 +265,18 @@ def open_source(
         raise InputError(f"{found.corpus} has one vector per utterance, not tokens and frames", "Use --mode pooled")
     source = Source(found, Path(root), labels, splits, mode)
     return source.split(splits)
+
+# %% ../nbs/44_sources.ipynb #28bf5480
+def source_of(
+    experiment: Experiment,
+    folds: Sequence[int] | None = None, # of its splits, from 0 on; None for all
+) -> Source: # its runs have the hashes of the experiment's when all folds are there
+    "An experiment as the rows of notebook 44a take it."
+    p, splits = experiment.prepared, experiment.splits
+    found = Found(p.corpus.name, p.manifest, p.text, p.audio, {"files": {}, "label_order": None, "label_order_guessed": False})
+    whole = Source(found, experiment.root, experiment.label_set, splits, experiment.mode)
+    if folds is None or len(folds) == splits.n_folds: return whole
+    return whole.split(replace(splits, table=splits.table[splits.table.fold.isin(folds)].reset_index(drop=True)))
 
 # %% ../nbs/44_sources.ipynb #b391bf62
 def check_alike(
