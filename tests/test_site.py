@@ -39,7 +39,7 @@ def broken_links(folder):
     pages = {path: Page(path) for path in folder.rglob("*.html")}
     for path, page in pages.items():
         for link in filter(None, page.links + page.loads):
-            if re.match(r"https?:|mailto:|data:", link): continue
+            if re.match(r"[a-z]+:", link): continue
             target, anchor = urldefrag(link)
             place = (path.parent/unquote(target.split("?")[0])).resolve() if target else path
             if place.is_dir() or not place.exists(): yield f"{path.relative_to(folder)} -> {link}"
