@@ -21,6 +21,7 @@ class Needs(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     after: tuple[str, ...] = ()
     alone: bool = False
+    on_request: bool = Field(False, description="run only when it is named")
     seconds: float = Field(30.0, gt=0, description="about how long it takes on two cores under the quick profile")
     rows: float = Field(1.0, ge=0, description="how many rows like the full model's it trains under the paper profile")
 
@@ -31,7 +32,7 @@ def declared(
     "What the metadata of a notebook say. Raises `InputError` when they cannot be read."
     try: return Needs.model_validate(nbformat.read(notebook, as_version=4).metadata.get("mser", {}))
     except ValidationError as e:
-        raise InputError(f"its metadata say {'.'.join(map(str, e.errors()[0]['loc']))}: {e.errors()[0]['msg']}", "Known: after, alone, seconds, rows", notebook) from e
+        raise InputError(f"its metadata say {'.'.join(map(str, e.errors()[0]['loc']))}: {e.errors()[0]['msg']}", "Known: after, alone, on_request, seconds, rows", notebook) from e
 
 
 class Node(NamedTuple):

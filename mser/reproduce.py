@@ -178,8 +178,9 @@ def plan(request: Request) -> Plan:
     "Which notebooks are run, with what. Raises `InputError` for a name, a parameter or an order that cannot be."
     check_request(request)
     notebooks = experiment_notebooks(request.notebooks and Path(request.notebooks))
-    chosen = tuple(check_choice(n, notebooks, "experiment") for n in request.only or notebooks)
-    made = Plan(request, notebooks, {name: declared(path) for name, path in notebooks.items()}, notebook_parameters(request), chosen)
+    needs = {name: declared(path) for name, path in notebooks.items()}
+    chosen = tuple(check_choice(n, notebooks, "experiment") for n in request.only) or tuple(n for n in notebooks if not needs[n].on_request)
+    made = Plan(request, notebooks, needs, notebook_parameters(request), chosen)
     graph(made.needs, chosen)
     for name in chosen: check_parameters(notebooks[name], made.parameters)
     return made
