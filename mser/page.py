@@ -23,7 +23,7 @@ STYLE = """
 * { box-sizing: border-box } html { scroll-padding-top: 1rem }
 body { margin: 0 auto; padding: 0 1.25rem 4rem; max-width: 84rem; background: var(--paper); color: var(--ink); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", sans-serif }
 h1 { font-size: clamp(1.5rem, 1.1rem + 1.6vw, 2.2rem); line-height: 1.2; margin: 1.6rem 0 .4rem; text-wrap: balance } h2 { font-size: 1.4rem; line-height: 1.25; margin: 0 0 .8rem }
-h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem } p { max-width: 46rem } section { margin-bottom: 3.2rem; padding-top: 1.4rem; border-top: 1px solid var(--line) }
+h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem } p { max-width: 46rem } .lead, .files { max-width: none } section { margin-bottom: 3.2rem; padding-top: 1.4rem; border-top: 1px solid var(--line) }
 a { color: var(--accent); text-underline-offset: .15em } :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; border-radius: .15rem }
 .skip { position: absolute; left: -99rem } .skip:focus { left: 1rem; top: .5rem; background: var(--paper); padding: .4rem .8rem; z-index: 9 }
 .unseen { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden }
@@ -45,10 +45,10 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem } 
 code { background: var(--wash); padding: .1rem .3rem; border-radius: .25rem; overflow-wrap: anywhere; font-size: .92em }
 """
 
-# %% ../nbs/33_page.ipynb #c034e8c2
+# %% ../nbs/33_page.ipynb #1e95f4a0
 STYLE += """
 .claims { list-style: none; padding: 0; margin: .4rem 0 } .claims > li { display: grid; grid-template-columns: 11.5rem 1fr; gap: .2rem 1rem; padding: .6rem 0; border-bottom: 1px solid var(--line) }
-.claims p { margin: 0; max-width: none } .claims .small span + span::before { content: " · " }
+.claims p { margin: 0; max-width: none } .ours { color: var(--ink) } .claims .small span + span::before { content: " · " }
 .verdict { justify-self: start; align-self: start; font-size: .85rem; font-weight: 650; padding: .12rem .6rem; border-radius: 1rem; background: var(--wash); color: var(--soft); border: 1px solid currentColor }
 .verdict::before { content: "? "; } .good { background: var(--goodwash); color: var(--good) } .good::before { content: "✓ " } .bad { background: var(--badwash); color: var(--bad) } .bad::before { content: "✗ " }
 .none { border-style: dashed } .none::before { content: "– " } .counts { display: flex; flex-wrap: wrap; gap: .5rem; list-style: none; padding: 0 } .counts .verdict { font-size: .95rem }
@@ -62,21 +62,22 @@ MACROS = '''{% macro files(folder, name, suffixes) %}<span class="files">Files:{
 aria-label="{{ name }} as {{ s }}">{{ s }}</a>{% endfor %}</span>{% endmacro %}
 {% macro verdict(text, n=None) %}<span class="verdict {{ tone.get(text, '') }}">{% if n %}{{ n }} {% endif %}{{ text }}</span>{% endmacro %}
 {% macro run_links(hashes) %}{% if hashes %}<details class="runs"><summary>{{ hashes | length }} runs</summary><ul>{% for h in hashes %}<li><a href="runs/{{ h }}/metrics.json"><code>{{ h }}</code></a></li>{% endfor %}</ul></details>{% endif %}{% endmacro %}
-{% macro claim(c) %}<li>{{ verdict(c.verdict) }}<div><p>{{ c.sentence }}</p><p class="small">{% for said in (("reported " ~ c.reported) if c.reported, ("ours " ~ c.ours) if c.ours, c.note, c.protocol) if said %}<span>{{ said }}</span>{% endfor %}</p>
+{% macro claim(c) %}<li>{{ verdict(c.verdict) }}<div><p>{{ c.sentence }}</p><p class="small">{% for said in (("reported " ~ c.reported) if c.reported, c.ours and "ours " ~ c.ours, c.note, c.protocol) if said %}<span{% if said.startswith("ours ") %} class="ours"{% endif %}>{{ said }}</span>{% endfor %}</p>
 {{ run_links(c.runs) }}</div></li>{% endmacro %}
 {% macro table(t) %}<figure><figcaption id="{{ t.name }}">{{ t.caption }} {{ files("tables", t.name, ("csv", "md", "tex", "html")) }}</figcaption>
 <div class="scroll" tabindex="0" role="region" aria-labelledby="{{ t.name }}">{{ t.html }}</div>{{ t.runs_html }}</figure>{% endmacro %}
 {% macro figure(f) %}<figure><img alt="{{ f.alt }}" src="data:image/png;base64,{{ f.png }}" width="{{ f.width }}" height="{{ f.height }}" loading="lazy"><figcaption>{{ f.caption }} {{ files("figures", f.name, ("png", "svg")) }}</figcaption></figure>{% endmacro %}
 '''
 
-# %% ../nbs/33_page.ipynb #00b7400a
+# %% ../nbs/33_page.ipynb #50567fc1
 SCORECARD = '''{% if card %}<section aria-labelledby="scorecard"><h2 id="scorecard">Claims of the paper</h2>
-<p>What the paper says, and what these runs say to it. Each verdict names the runs it rests on. {% for t in card.tables %}{{ files("tables", t.name, ("csv", "md", "tex", "html")) }} {% endfor %}</p>
+<p>What the paper says, and what these runs say to it. Each verdict names the runs it rests on.</p>
+<p class="small files">As tables: {% for t in card.tables %}{{ t.name }} ({% for s in ("csv", "md", "tex", "html") %}<a href="tables/{{ t.name }}.{{ s }}" aria-label="{{ t.name }} as {{ s }}">{{ s }}</a>{{ " " if not loop.last }}{% endfor %}){{ ", " if not loop.last }}{% endfor %}</p>
 <h3>Numbers, on the corpora they are about</h3><ul class="counts">{% for v, k in card.counts.number.items() %}<li>{{ verdict(v, k) }}</li>{% endfor %}</ul>
 {% if card.licensed %}<p class="small">IEMOCAP, CREMA-D and MELD are licensed to those who ask for them. With the corpora at hand:
 <code>mser reproduce --corpus iemocap=FOLDER --corpus cremad=FOLDER --corpus meld=FOLDER --profile paper</code></p>{% endif %}
 <details{% if not card.all_licensed %} open{% endif %}><summary>The {{ card.numbers | length }} numbers, one by one</summary><ul class="claims">{% for c in card.numbers %}{{ claim(c) }}{% endfor %}</ul></details>
-{% for title, claims in card.directions.items() %}<h3>Directions{% if title %}, judged on {{ title }}{% if claims[0].simulated %} (simulated){% endif %}{% else %} that no corpus here could judge{% endif %}</h3>
+{% for title, claims in card.directions.items() %}<h3>Directions{% if title %}, judged on {{ title }}{% else %} that no corpus here could judge{% endif %}</h3>
 <ul class="claims">{% for c in claims %}{{ claim(c) }}{% endfor %}</ul>{% endfor %}</section>{% endif %}
 '''
 CLOSING = '''{% if report.not_applicable %}<section aria-labelledby="not-applicable"><h2 id="not-applicable">Does not apply</h2><p>These experiments have nothing to say about the corpora given:</p>
@@ -91,7 +92,7 @@ CLOSING = '''{% if report.not_applicable %}<section aria-labelledby="not-applica
 <dl>{% for key, value in report.provenance.items() %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl></section>
 '''
 
-# %% ../nbs/33_page.ipynb #388925a5
+# %% ../nbs/33_page.ipynb #dac5bb29
 TEMPLATE = MACROS + '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ report.title }}</title><link rel="icon" href="data:,"><style>{{ style }}</style></head><body>
@@ -123,8 +124,8 @@ def _pictured(figure: dict, folder: Path) -> dict:
 
 
 def _groups(out: Path, order: list[str]) -> list[dict]:
-    "Tables and figures under their headings, in the order given; headings that it lacks come last."
-    tables, figures = _entries(out/"tables"), [_pictured(f, out/"figures") for f in _entries(out/"figures")]
+    "Tables and figures under their headings, in the order given; headings that it lacks come last. Tables of runs come before what follows from them."
+    tables, figures = sorted(_entries(out/"tables"), key=lambda t: not t.get("runs")), [_pictured(f, out/"figures") for f in _entries(out/"figures")]
     for t in tables: t |= {name: _Safe(t.get(name, "")) for name in ("html", "runs_html")}
     found = dict.fromkeys(e["group"] for e in tables + figures)
     titles = sorted(found, key=lambda t: order.index(t) if t in order else len(order))
