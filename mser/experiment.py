@@ -42,7 +42,7 @@ class Profile(Value):
 
 PROFILES = {p.name: p for p in [
     Profile(name="smoke", seeds=1, preset="tuned", folds=2, max_epochs=2, scale=0.05),
-    Profile(name="quick", seeds=3, slow_seeds=1, preset="tuned", other_folds=2, scale=0.15),
+    Profile(name="quick", seeds=3, slow_seeds=1, preset="tuned", folds=3, other_folds=2, scale=0.12),
     Profile(name="paper", seeds=5),
 ]}
 
