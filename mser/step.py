@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'MEANS', 'PlainStep', 'autocast', 'RandomBits', 'threshold', 'Factors', 'parts', 'flat', 'empty',
-           'SplitWeight', 'FastLayer', 'LinearFunction', 'FastLinear', 'BlockFunction', 'FastBlock', 'GELUFunction',
-           'FastGELU', 'FastDropout', 'FastStep', 'adamw_settings', 'fast_step_fits', 'make_step']
+           'SplitWeight', 'LayerParameters', 'FastLayer', 'LinearFunction', 'FastLinear', 'BlockFunction', 'FastBlock',
+           'GELUFunction', 'FastGELU', 'FastDropout', 'FastStep', 'adamw_settings', 'fast_step_fits', 'make_step']
 
 # %% ../nbs/18_step.ipynb #251b74b5
 import math
@@ -126,12 +126,12 @@ class SplitWeight:
         if self.apart: lanes.join(self.high, self.low, self.array); self.apart = False
 
 # %% ../nbs/18_step.ipynb #a0b1ca28
-class FastLayer:
-    "A layer whose weights and vectors are updated from `Factors`."
+class LayerParameters:
+    "The weights and vectors of a layer and their running means, as the kernels take them."
     def __init__(self, layer: nn.Module, weights: list[nn.Parameter], vectors: list[nn.Parameter], bits: RandomBits):
         self.layer, self.slow, self.bits = layer, layer.forward, bits
         self.weights, self.vectors, self.parameters = weights, vectors, [*weights, *vectors]
-        self.arrays, self.noted, self.halves = [flat(p) for p in self.parameters], [], None
+        self.arrays, self.noted, self.halves = [flat(p) for p in self.parameters], [], None # noted: the `Factors` of this step
         self.shapes, self.state, self.means, self.mean = [tuple(w.shape) for w in weights], None, None, None
 
     def use_halves(self, shared: dict) -> None: # shared: the split weights of other layers, by parameter
@@ -147,6 +147,20 @@ class FastLayer:
         "Let the parameters hold the weights, for PyTorch."
         for w in self.halves or (): w.join()
 
+    def adamw_state(self, optimiser: torch.optim.AdamW) -> list[dict]: # one for each parameter
+        "The running means of the parameters, made as PyTorch makes them; in `bf16` those of weights are bfloat16."
+        if self.mean is None or optimiser.state[self.parameters[0]].get(MEANS[0]) is not self.mean:  # else as they were in the step before
+            self.state, n = [optimiser.state[p] for p in self.parameters], len(self.weights)
+            for i, (p, state) in enumerate(zip(self.parameters, self.state)):
+                kind = torch.bfloat16 if self.halves and i < n else torch.float32
+                if not state: state.update(step=torch.zeros(()), **{name: torch.zeros_like(p, dtype=kind) for name in MEANS})
+                for name in MEANS: state[name] = state[name].to(kind)
+            self.means, self.mean = [tuple(flat(s[name]) for s in self.state) for name in MEANS], self.state[0][MEANS[0]]
+        return self.state
+
+# %% ../nbs/18_step.ipynb #0c4448c4
+class FastLayer(LayerParameters):
+    "A layer whose weights and vectors are updated from `Factors`."
     def note(self, factors: Factors, inputs: list[np.ndarray], stride: int) -> None: # inputs [K, 16] of each weight in the first part, and how far the next part is
         "Keep the gradients of a use, as those of all its parts together."
         vectors, norms, parts, room = factors.vectors[0], factors.norms[0], len(factors.xs), np.empty(512, np.float32)
@@ -182,17 +196,6 @@ class FastLayer:
         for w in self.weights if self.halves else ():
             for name in MEANS:
                 if name in optimiser.state[w]: optimiser.state[w][name] = optimiser.state[w][name].float()
-
-    def adamw_state(self, optimiser: torch.optim.AdamW) -> list[dict]: # one for each parameter
-        "The running means of the parameters, made as PyTorch makes them; in `bf16` those of weights are bfloat16."
-        if self.mean is None or optimiser.state[self.parameters[0]].get(MEANS[0]) is not self.mean:  # else as they were in the step before
-            self.state, n = [optimiser.state[p] for p in self.parameters], len(self.weights)
-            for i, (p, state) in enumerate(zip(self.parameters, self.state)):
-                kind = torch.bfloat16 if self.halves and i < n else torch.float32
-                if not state: state.update(step=torch.zeros(()), **{name: torch.zeros_like(p, dtype=kind) for name in MEANS})
-                for name in MEANS: state[name] = state[name].to(kind)
-            self.means, self.mean = [tuple(flat(s[name]) for s in self.state) for name in MEANS], self.state[0][MEANS[0]]
-        return self.state
 
     def update(self, settings: np.ndarray, clip: np.float32, room: np.ndarray) -> None:
         "AdamW from what was noted in the one use of the layer; `room`: space for 128 numbers."
