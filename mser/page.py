@@ -35,7 +35,7 @@ nav h2 { font-size: .8rem; text-transform: uppercase; letter-spacing: .06em; col
 @media (max-width: 63.99rem) { nav ul { display: flex; flex-wrap: wrap; gap: .2rem } nav a { background: var(--wash) } nav h2 { margin-left: 0 } }
 figure { margin: 1.6rem 0 2.4rem } figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: .4rem; padding: .5rem; margin-bottom: .5rem }
 .scroll { overflow-x: auto; margin: .5rem 0 } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; min-width: 60% }
-th, td { text-align: left; padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top } td:last-child { white-space: normal; min-width: 9rem }
+th, td { text-align: left; padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top } td:last-child { white-space: normal; min-width: 13rem }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom } tbody tr:hover > * { background: var(--wash) }
 tbody th { position: sticky; left: 0; background: var(--paper); font-weight: 600; max-width: 22rem; white-space: normal; min-width: 8.5rem }
 strong { font-weight: 750 } .tied { color: var(--accent); font-weight: 700 }

@@ -274,7 +274,7 @@ def calibration_figure(
         error = np.average((filled["accuracy"] - filled["confidence"]).abs(), weights=filled["count"])
         ax.plot([0, 1], [0, 1], ls="--", lw=1, color="grey")
         ax.plot(filled["confidence"], filled["accuracy"], color=colour, lw=1)
-        ax.scatter(filled["confidence"], filled["accuracy"], s=10 + 200*filled["count"]/filled["count"].sum(), color=colour)
+        ax.scatter(filled["confidence"], filled["accuracy"], s=10 + 200*filled["count"]/filled["count"].sum(), color=colour, clip_on=False)
         ax.set(title=f"{title}\nECE {100*error:.1f} %", xlabel="confidence", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes[0, 0].set_ylabel("accuracy")
     return fig
@@ -293,5 +293,6 @@ def cost_figure(
     for (x, y, name), colour, marker in zip(zip(numbers[cost], ua, numbers["row"]), sns.color_palette("colorblind")*2, "osDv^P<>XphH8d*"):
         ax.plot(x, y, marker, color=colour, ms=8, label=name)
     ax.set(xlabel=xlabel, ylabel="UA in percent", xscale="log" if (numbers[cost] > 0).all() else "symlog")
+    ax.xaxis.set_major_formatter("{x:,g}")
     fig.legend(loc="outside right center", frameon=False, fontsize=10)
     return fig
