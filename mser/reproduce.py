@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT_CORPORA', 'STAGES', 'RENDERED', 'Request', 'parse_corpora', 'check_request', 'notebook_parameters',
            'prepared', 'up_to_date', 'stderr_path', 'came_of', 'remove_empty', 'clear', 'Plan', 'plan', 'run_plan',
-           'others', 'commit', 'provenance', 'report_data', 'expected', 'reproduce']
+           'others', 'expected', 'run_notebooks', 'commit', 'provenance', 'report_data', 'reproduce']
 
 # %% ../nbs/32_reproduce.ipynb #cf8329e0
 import os, shutil, subprocess, sys, time
@@ -221,7 +221,30 @@ def others(plan: Plan, about: dict) -> list[Executed]:
         if path not in keep: path.unlink()
     return kept
 
-# %% ../nbs/32_reproduce.ipynb #7c67f478
+# %% ../nbs/32_reproduce.ipynb #8ec7ec87
+def expected(nodes: Sequence[Node], row_seconds: float, workers: int) -> str:
+    "The estimate that `paper` begins with."
+    total = sum(n.seconds for n in nodes)
+    return (f"About {duration(total)} at most, {workers} processes: one row of the full model is up to {duration(row_seconds)} of computing, measured on a few steps here, "
+            "and the notebooks train about so many of them each: " + ", ".join(f"{n.name} {duration(n.seconds)}" for n in nodes))
+
+
+def run_notebooks(
+    plan: Plan,
+    about: dict, # what the preparation says of the corpora
+    console: Console, # where progress is told
+    row_seconds: float | None = None, # seconds of one row, under `paper`
+) -> list[Executed]: # with those that are kept from earlier calls
+    "Run the chosen notebooks beside each other, and tell what goes on."
+    finished = lambda: sum(1 for _ in plan.root.glob("runs/*/metrics.json"))
+    before, nodes, workers = finished(), plan.nodes(row_seconds), plan.request.workers
+    view = View(nodes, workers, console, lambda: finished() - before)
+    if row_seconds: view.say(expected(nodes, row_seconds, workers))
+    with process_pool(min(workers, len(nodes))) as pool, view.shown(): executed = run_plan(plan, about, view, pool)
+    view.say(f"{view.computed()} runs computed now, {before} were there")
+    return others(plan, about) + sorted(executed, key=lambda e: list(view.nodes).index(e.name))
+
+# %% ../nbs/32_reproduce.ipynb #88a4437f
 def commit() -> str:
     "The commit of the clone, marked when there are uncommitted changes; `unknown` outside a clone."
     try: return subprocess.run(["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=project_root(), capture_output=True, text=True,
@@ -248,14 +271,7 @@ def report_data(request: Request, about: dict, executed: Sequence[Executed], sec
             "not_applicable": [{"notebook": e.name, "reason": e.not_applicable} for e in executed if e.not_applicable],
             "notebooks": [e._asdict() for e in executed], "skipped": [s for e in experiments for s in e["skipped"]], "provenance": provenance(about, seconds)}
 
-# %% ../nbs/32_reproduce.ipynb #658a7009
-def expected(nodes: Sequence[Node], row_seconds: float, workers: int) -> str:
-    "The estimate that `paper` begins with."
-    total = sum(n.seconds for n in nodes)
-    return (f"About {duration(total)} at most, {workers} processes: one row of the full model is up to {duration(row_seconds)} of computing, measured on a few steps here, "
-            "and the notebooks train about so many of them each: " + ", ".join(f"{n.name} {duration(n.seconds)}" for n in nodes))
-
-
+# %% ../nbs/32_reproduce.ipynb #cf5ff4a4
 def reproduce(
     request: Request,
     console: Console | None = None, # where progress is told; None for stderr
@@ -273,11 +289,5 @@ def reproduce(
 
 def _run(plan: Plan, console: Console) -> tuple[dict, list[Executed]]:
     "Prepare the corpora, then run the notebooks."
-    finished = lambda: sum(1 for _ in plan.root.glob("runs/*/metrics.json"))
-    before, workers = finished(), plan.request.workers
     with process_pool(1) as pool: about, row_seconds = pool.submit(prepared, plan.parameters).result()
-    view = View(plan.nodes(row_seconds), workers, console, lambda: finished() - before)
-    if plan.request.profile == "paper": view.say(expected(list(view.nodes.values()), row_seconds, workers))
-    with process_pool(min(workers, len(view.nodes))) as pool, view.shown(): executed = run_plan(plan, about, view, pool)
-    view.say(f"{view.computed()} runs computed now, {before} were there")
-    return about, others(plan, about) + sorted(executed, key=lambda e: list(view.nodes).index(e.name))
+    return about, run_notebooks(plan, about, console, row_seconds)

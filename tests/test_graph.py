@@ -6,10 +6,11 @@ import nbformat
 import pytest
 from rich.console import Console
 
-from mser.core import InputError, read_json
-from mser.reproduce import Request, reproduce
+from mser.core import InputError
+from mser.reproduce import Request, plan, report_data, run_notebooks
 
 PARAMETERS = "corpora out profile preset mode label_set protocol text_encoder audio_encoder skip_bad workers command".split()
+ABOUT = {"experiments": [], "preset": "tuned", "code": "", "environment": {"packages": {}, "python": "", "system": "", "machine": ""}}
 TABLE = """from pathlib import Path
 from mser.core import write_json
 def table(name, text):
@@ -35,17 +36,17 @@ def folder(tmp_path):
     write(folder, "second", "table('second', 'after ' + (Path(out)/'tables'/'first-x.md').read_text())", after=["first"])
     write(folder, "timing", "table('timing', str(workers))", alone=True)
     write(folder, "breaks", "table('breaks', 'half')\n1/0")
-    write(folder, "pairs", "from mser.experiment import DoesNotApply\nraise DoesNotApply('It needs two corpora.')")
+    write(folder, "pairs", "class DoesNotApply(Exception): pass\nraise DoesNotApply('It needs two corpora.')")
     write(folder, "verdict", "table('verdict', ', '.join(sorted(p.stem for p in (Path(out)/'tables').glob('*.md'))))", after=["*"])
     return folder
 
 
 def call(folder, only=(), **settings):
-    "The executed notebooks by name, the report's data and what was told."
-    out, log = folder.parent/"out", io.StringIO()
-    request = Request({"sim-iemocap": None}, "smoke", out=str(out), only=tuple(only), notebooks=str(folder), **settings)
-    _, executed = reproduce(request, Console(file=log, force_terminal=False))
-    return {e.name: e for e in executed}, read_json(out/"report.json"), log.getvalue()
+    "The executed notebooks by name, what the report says of them, and what was told. The corpora are prepared already, so to say: these notebooks read none."
+    log = io.StringIO()
+    request = Request({"sim-iemocap": None}, "smoke", out=str(folder.parent/"out"), only=tuple(only), notebooks=str(folder), **settings)
+    executed = run_notebooks(plan(request), ABOUT, Console(file=log, force_terminal=False))
+    return {e.name: e for e in executed}, report_data(request, ABOUT, executed, 1.0), log.getvalue()
 
 
 def read(folder, name): return (folder.parent/"out"/"tables"/f"{name}-x.md").read_text()
@@ -109,14 +110,15 @@ def test_an_order_that_cannot_be_is_refused_before_anything_runs(folder, needs, 
 def test_input_that_a_notebook_refuses_ends_the_call(folder):
     write(folder, "breaks", "from mser.core import InputError\nraise InputError('no such thing', 'Name another')")
     with pytest.raises(InputError, match="no such thing. Name another"): call(folder)
-    assert not (folder.parent/"out"/"report.html").exists()
+    assert not (folder.parent/"out"/"notebooks"/"breaks.ipynb").exists()
 
 
 SLOW = "import os, time\n(Path(out)/f'pid-{os.getpid()}').touch()\nif not (Path(out)/'let-go').exists(): time.sleep(600)\ntable('NAME', 'done')"
 CALL = """
 import sys
-from mser.reproduce import Request, reproduce
-if __name__ == "__main__": reproduce(Request({"sim-iemocap": None}, "smoke", out=sys.argv[2], notebooks=sys.argv[1], only=("quick", "slow", "slower")))
+from rich.console import Console
+from mser.reproduce import Request, plan, run_notebooks
+if __name__ == "__main__": run_notebooks(plan(Request({"sim-iemocap": None}, "smoke", out=sys.argv[2], notebooks=sys.argv[1])), {}, Console(quiet=True))
 """
 
 
@@ -140,10 +142,10 @@ def test_stopped_in_the_middle_it_leaves_no_process_and_goes_on(tmp_path, stop):
     process.wait(timeout=30)
     deadline = time.time() + 30
     while any(map(alive, pids)) and time.time() < deadline: time.sleep(0.2)
-    assert not any(map(alive, pids)) and not (out/"report.html").exists()
+    assert not any(map(alive, pids)) and not list(out.glob("tables/slow*"))
 
     (out/"let-go").touch()
     request = Request({"sim-iemocap": None}, "smoke", out=str(out), notebooks=str(folder))
-    _, executed = reproduce(request, Console(quiet=True))
+    executed = run_notebooks(plan(request), {}, Console(quiet=True))
     assert {e.name: (e.unchanged, e.failure) for e in executed} == {"quick": (True, ""), "slow": (False, ""), "slower": (False, "")}
-    assert (out/"report.html").is_file() and not list((out/"notebooks").glob(".*"))
+    assert not list((out/"notebooks").glob(".*"))
