@@ -103,7 +103,7 @@ def test_adaptation_selects_without_the_target(work):
 
 def test_ablation_has_the_eight_rows_and_shares_two_with_the_others(work):
     work.run("combined")
-    finished(work, "ablation", "ablation-sim-iemocap", "ablation-effects-sim-iemocap", corpora={"sim-iemocap": None}, sequence=False)
+    finished(work, "ablation", "ablation-sim-iemocap", "ablation-effects-sim-iemocap", corpora={"sim-iemocap": None})
     rows, numbers = work.runs("ablation-sim-iemocap"), work.table("ablation-sim-iemocap")
     assert list(rows) == list(numbers.index) == EIGHT and numbers["ua_validation"].between(0, 1).all()
     assert [s.hash for s in rows[EIGHT[-1]]] == [s.hash for s in work.runs("combined-sim-iemocap")["full model, alone"]]
