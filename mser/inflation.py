@@ -39,11 +39,13 @@ def honest_splits(
     try: return make_splits(manifest, "speaker-kfold")
     except InputError as e: raise DoesNotApply(f"Speakers cannot be kept apart: {e.problem}.") from e
 
-# %% ../nbs/28a_inflation.ipynb #aa0778e3
+# %% ../nbs/28a_inflation.ipynb #7be0c125
 def _exchanged(parts: dict[str, list[str]], table: pd.DataFrame, seed: int) -> pd.DataFrame:
     "One fold in which half of the test part has changed places with training utterances of the same classes; those are left out."
     train, val, test = (table.loc[parts[name]] for name in ("train", "val", "test"))
-    stays = dealt(test.label + "/" + test.speaker, ["test", "train"], seed) == "test"
+    order, g = {}, np.random.default_rng(seed)
+    for pair in sorted(set(zip(test.speaker, test.label))): order[pair] = f"{pair[0]}/{g.random():.9f}"  # a speaker's classes in random order
+    stays = dealt(pd.Series([order[pair] for pair in zip(test.speaker, test.label)]), ["test", "train"], seed) == "test"
     moved, shuffled = test[~stays], train.sample(frac=1, random_state=seed)
     place = shuffled.groupby("label").cumcount()                                             # of a training utterance in its class
     out = place < shuffled.label.map(moved.label.value_counts()).fillna(0)
