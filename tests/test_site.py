@@ -83,7 +83,7 @@ def site(tmp_path_factory):
     "The site, built once, in a process of its own, as `make docs` does."
     pytest.importorskip("sphinx", reason="Sphinx is not installed")
     out = tmp_path_factory.mktemp("site")/"_docs"
-    done = subprocess.run([sys.executable, "-c", "import sys; from mser.site import build_site; build_site(out=sys.argv[1])", out], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", "import sys; from mser.site import build_site; build_site(out=sys.argv[1])", out], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
@@ -139,7 +139,7 @@ def test_search_finds_notebooks_and_definitions(browser, site):
     assert any(link.startswith("api/mser.attention.html") for link in links) and any(link.startswith("attention.html") for link in links)
 
 
-@pytest.mark.parametrize("width, colours", [(1280, "light"), (390, "dark"), (1000, "light")])
+@pytest.mark.parametrize("width, colours", [(1280, "light"), (390, "dark")])
 def test_site_opens_without_trouble(browser, site, width, colours):
     found = {name: troubles(browser, site/f"{name}.html", width, colours) for name in SAMPLE}
     assert not {name: trouble for name, trouble in found.items() if trouble}
