@@ -78,7 +78,7 @@ def test_fine_tuning_begins_with_the_source_run_of_the_in_domain_table(work):
 def test_few_shot_budgets_pay_for_selection_and_never_touch_the_test_part(work):
     finished(work, "few_shot", "few_shot-sim-cremad", "few_shot-effects-sim-cremad", shares=[0.2, 1.0])
     rows, numbers = work.runs("few_shot-sim-cremad"), work.table("few_shot-sim-cremad")
-    assert list(rows) == ["full model, zero-shot", "full model, fine-tuned, budget, 20%", "full model, fine-tuned, budget, 100%",
+    assert list(numbers.index) == ["full model, zero-shot", "full model, fine-tuned, budget, 20%", "full model, fine-tuned, budget, 100%",
                           "full model, fine-tuned, full validation besides, 20%", "full model, from scratch, budget, 20%", "full model, from scratch, budget, 100%"]
     whole, paid, full = (numbers.loc[f"full model, fine-tuned, {n}", "labels"] for n in ("budget, 100%", "budget, 20%", "full validation besides, 20%"))
     assert paid == round(0.2*whole) and paid < full < whole
@@ -95,7 +95,7 @@ def test_few_shot_budgets_pay_for_selection_and_never_touch_the_test_part(work):
 def test_adaptation_selects_without_the_target(work):
     finished(work, "adaptation", "adaptation-sim-iemocap-sim-cremad", "adaptation-effects-sim-iemocap-sim-cremad", methods=["none", "coral"], both_ways=False)
     rows = work.runs("adaptation-sim-iemocap-sim-cremad")
-    assert list(rows) == ["full model, no adaptation", "full model, CORAL", "full model, target's labels"]
+    assert set(rows) == {"full model, no adaptation", "full model, CORAL", "full model, target's labels"}
     for spec in [s for name, specs in rows.items() if "labels" not in name for s in specs]:
         selected = work.store.predictions(spec.hash).query("part == 'val'")
         assert set(selected["corpus"]) == {"sim-iemocap"} and spec.target.corpus == "sim-cremad"
@@ -105,7 +105,7 @@ def test_ablation_has_the_eight_rows_and_shares_two_with_the_others(work):
     work.run("combined")
     finished(work, "ablation", "ablation-sim-iemocap", "ablation-effects-sim-iemocap", corpora={"sim-iemocap": None})
     rows, numbers = work.runs("ablation-sim-iemocap"), work.table("ablation-sim-iemocap")
-    assert list(rows) == list(numbers.index) == EIGHT and numbers["ua_validation"].between(0, 1).all()
+    assert set(rows) == set(EIGHT) and list(numbers.index) == EIGHT and numbers["ua_validation"].between(0, 1).all()
     assert [s.hash for s in rows[EIGHT[-1]]] == [s.hash for s in work.runs("combined-sim-iemocap")["full model, alone"]]
     effects = pd.read_csv(work.root/"tables"/"ablation-effects-sim-iemocap.csv").set_index("effect")
     assert list(effects.index) == ["VGA", "EAAF", "MICL", "VGA × EAAF", "VGA × MICL", "EAAF × MICL", "VGA × EAAF × MICL"]
