@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from filelock import FileLock
 from pydantic import ValidationError
 
 from .audit import audio_digests
@@ -95,7 +96,9 @@ def simulated_store(simulation: Simulation, modality: str, folder: Path) -> Feat
     card = EncoderCard(name=f"simulated-{modality}", modality=modality, frame_dim=dim, utterance_dim=dim,
                        pretraining="none: drawn from the generative model of notebook 02b", contamination=(), licence="MIT", settings=config.model_dump(mode="json"))
     stream = ((i, Encoded(frames, utterance)) for i, frames, utterance in getattr(simulation, modality)())
-    return write_store(path, card, stream, source=simulation.manifest.fingerprint, shard_size=128)  # a shard is held in memory
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder/f".{path.name}.lock"): # two notebooks may want it at the same time
+        return write_store(path, card, stream, source=simulation.manifest.fingerprint, shard_size=128)  # a shard is held in memory
 
 
 def prepare_simulated(
