@@ -42,7 +42,7 @@ class Profile(Value):
 
 PROFILES = {p.name: p for p in [
     Profile(name="smoke", seeds=1, preset="tuned", folds=2, max_epochs=2, scale=0.05),
-    Profile(name="quick", seeds=3, slow_seeds=1, preset="tuned", folds=3, other_folds=2, scale=0.12),
+    Profile(name="quick", seeds=3, slow_seeds=1, preset="tuned", folds=3, other_folds=2, scale=0.1),
     Profile(name="paper", seeds=5),
 ]}
 
@@ -96,6 +96,9 @@ class Experiment:
 
     @cached_property
     def other_folds(self) -> range: return range(min(len(self.folds), self.profile.other_folds or len(self.folds)))
+
+    @property
+    def thrifty(self) -> bool: return self.preset.slow and self.profile.slow_seeds is not None  # this preset is cut short under this profile
 
     @property
     def simulated(self) -> str: return "Simulated data. " if self.prepared.corpus.simulated else ""
@@ -159,8 +162,7 @@ def under(self: Experiment, preset: str) -> "Experiment":
 def seeds(self: Experiment, method: Majority | LinearProbe | LateFusion | Network) -> range:
     "The seeds a method is run with; without randomness, one."
     if isinstance(method, (Majority, LinearProbe)): return range(1)
-    slow = isinstance(method, Network) and self.preset.slow
-    return range(self.profile.slow_seeds or self.profile.seeds) if slow else range(self.profile.seeds)
+    return range(self.profile.slow_seeds if self.thrifty and isinstance(method, Network) else self.profile.seeds)
 
 
 @patch
