@@ -46,6 +46,7 @@ def judge_number(
     high: float,
 ) -> tuple[str, str]: # verdict and note
     "Is a reported number within reach of ours?"
+    if np.isnan(low): return UNCLEAR, "one speaker gives no interval"
     if 100*low > reported: return REPRODUCED, "ours is higher"
     return (REPRODUCED, "within our interval") if reported <= 100*high else (NOT_REPRODUCED, "above our interval")
 
