@@ -227,7 +227,7 @@ def all_claims(root: Path, experiments: Sequence[Experiment]) -> list[Claim]:
 
 
 def write_claims(
-    path: str | Path,
+    path: str | Path, # `tables/claims.scorecard` of a workspace: among the files that `mser.stamp` knows as the notebook's
     claims: Sequence[Claim],
 ) -> None:
     "The scorecard as JSON: the claims, and how often each verdict was given."

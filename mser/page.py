@@ -138,8 +138,9 @@ TONES = {"reproduced": "good", "holds": "good", "not reproduced": "bad", "does n
 
 def _scorecard(out: Path, tables: list[dict]) -> dict | None:
     "The claims as the page shows them, directions by corpus; None when they were not judged."
-    if not (out/"claims.json").exists(): return None
-    card, directions = read_json(out/"claims.json"), {}
+    path, directions = out/"tables"/"claims.scorecard", {}
+    if not path.exists(): return None
+    card = read_json(path)
     numbers = [c for c in card["claims"] if c["kind"] == "number"]
     for c in card["claims"]:
         if c["kind"] == "direction": directions.setdefault(c["corpus"], []).append(c)
@@ -148,7 +149,7 @@ def _scorecard(out: Path, tables: list[dict]) -> dict | None:
 
 
 def write_report(
-    out: str | Path, # the output folder, with tables/, figures/, report.json and perhaps claims.json
+    out: str | Path, # the output folder, with tables/, figures/ and report.json
 ) -> Path: # report.html
     "Put the report together from what lies in the folder."
     out = Path(out)

@@ -177,7 +177,7 @@ def page(made, copy):
     numbers, claims = made[3], all_claims(made[0], made[1])
     save_figure(score_figure(numbers, 4), copy/"figures", "scores", "Scores.", "UA of three methods", group="IEMOCAP-like")
     plt.close("all")
-    write_claims(copy/"claims.json", claims)
+    write_claims(copy/"tables"/"claims.scorecard", claims)
     save_table(copy/"tables", "claims", claims_shown(claims), claims_shown(claims), "Claims.", group="Claims")
     (copy/"notebooks").mkdir()
     (copy/"notebooks"/"in_domain.html").write_text("<title>in_domain</title>")
