@@ -50,9 +50,9 @@ def reported(
 def cited(
     line: pd.Series, # a line of `reported`
 ) -> str:
-    "A reported line as one cell: scores, split and source."
+    "A reported line as one cell: scores, source, split, and the setting where there is one."
     scores = ", ".join(f"{title} {line[m]:.2f}" for m, title in METRICS.items() if pd.notna(line[m]))
-    return f"{scores} ({line['source']}, {line['split']})"
+    return f"{scores} ({', '.join(filter(None, (line['source'], line['split'], line['setting'])))})"
 
 
 def beside(
