@@ -62,8 +62,8 @@ def marks_said(
     "What bold and ≈ mean in a table, and how it was told."
     if "ua_mark" not in numbers or not (numbers["ua_mark"] != "").any(): return ""
     over = numbers["ua_over"].iloc[0]
-    return (f"Bold: best of the column. ≈: not told from it at the 5 % level with Holm's correction, by the jackknife over {over} and, where a row has "
-            "several seeds, Welch's t-test over seeds.")
+    return (f"Bold: best of the column. ≈: not told from it at the 5 % level with Holm's correction, by the jackknife over {over} and, for methods with "
+            "randomness, a t-test over seeds, which a single seed of both can never pass.")
 
 # %% ../nbs/30_report.ipynb #2eaa9917
 TITLES = {"**": "best of the column", "≈": "not told from the best"}

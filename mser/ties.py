@@ -15,7 +15,7 @@ from scipy import stats
 from .core import InputError
 from .metrics import Scores
 from .results import Row, clusters, pooled
-from .runs import RunStore
+from .runs import LateFusion, Network, RunStore
 from .stats import holm
 
 # %% ../nbs/24a_ties.ipynb #ties0005
@@ -35,6 +35,7 @@ class Tested(NamedTuple):
     utterances: tuple # what was tested: id and true class, as often as it was
     over: str # what the groups are: "speakers", "utterances" or both
     counts: np.ndarray # confusion matrices [seeds, groups, C, C]
+    random: bool = True # would another seed give other predictions?
 
 
 def tested(
@@ -50,7 +51,8 @@ def tested(
         names, group = np.unique(groups.astype(str), return_inverse=True)
         counts.append(np.zeros((len(names), n, n), np.int64))
         np.add.at(counts[-1], (group, table["label"].map(code), table["predicted"].map(code)), 1)
-    return Tested(tuple(sorted(zip(table["id"], table["label"]))), over, np.stack(counts))
+    random = any(isinstance(s.method, (LateFusion, Network)) for s in row.specs)
+    return Tested(tuple(sorted(zip(table["id"], table["label"]))), over, np.stack(counts), random)
 
 # %% ../nbs/24a_ties.ipynb #ties0010
 def jackknife_error(
@@ -82,12 +84,16 @@ def mean_scores(
 def seeds_p(
     a: Sequence[float], # one score per seed
     b: Sequence[float],
-) -> float: # two-sided p; 0 where seeds have no say
-    "Would other seeds turn the difference around? Welch's t-test."
-    a, b = (np.asarray(x) if len(x) > 1 else np.repeat(x, 2) for x in (a, b))
-    varies = np.ptp(a) + np.ptp(b) > 1e-12
-    moments = [m for x in (a, b) for m in (x.mean(), x.std(ddof=1), len(x))]
-    return float(stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue) if varies else 0.
+    random: tuple[bool, bool] = (True, True), # has the method of a, of b, any randomness?
+) -> float: # two-sided p; 0 where seeds have no say, 1 where too few of them were run
+    "Would other seeds turn the difference around? Welch's t-test; Student's for a single run of a random method against several of another."
+    single = [is_random and len(x) == 1 for x, is_random in zip((a, b), random)]
+    if any(single) and not any(is_random and len(x) > 1 for x, is_random in zip((a, b), random)): return 1.
+    spread = [np.std(x, ddof=1) if len(x) > 1 else 0. for x in (a, b)]
+    if max(spread) < 1e-12: return 0.
+    sizes = [len(x) if len(x) > 1 or one else 2 for x, one in zip((a, b), single)] # what does not vary has no say in Welch's degrees of freedom
+    moments = [m for x, s, n in zip((a, b), spread, sizes) for m in (np.mean(x), s, n)]
+    return float(stats.ttest_ind_from_stats(*moments, equal_var=any(single)).pvalue)
 
 # %% ../nbs/24a_ties.ipynb #ties0019
 LEVEL = 0.05 # below it, a row is told from the best
@@ -97,7 +103,7 @@ def _p_against(best: Tested, row: Tested) -> np.ndarray: # [4]
     "The larger p of speakers and seeds, for each score."
     over_speakers = jackknife_p(*(a - b for a, b in zip(mean_scores(best.counts), mean_scores(row.counts))))
     by_seed = [scores_of_counts(r.counts.sum(1)) for r in (best, row)]  # [seeds, 4]
-    return np.maximum(over_speakers, [seeds_p(a, b) for a, b in zip(*(x.T for x in by_seed))])
+    return np.maximum(over_speakers, [seeds_p(a, b, (best.random, row.random)) for a, b in zip(*(x.T for x in by_seed))])
 
 
 def marked(
