@@ -14,10 +14,11 @@ from typing import NamedTuple, Sequence
 import numpy as np, pandas as pd
 
 from .core import read_json, write_json
-from .experiment import Experiment
+from .experiment import PRESETS, Experiment
 from .reported import METRICS, reported
 from .results import Row
-from .runs import RunSpec, RunStore, code_fingerprint
+from .runs import LateFusion, Network, RunSpec, RunStore, code_fingerprint
+from .stats import holm
 from .ties import LEVEL, Difference, tested, ua_difference
 
 # %% ../nbs/30b_claims.ipynb #clai0004
@@ -61,6 +62,29 @@ def judge_direction(
     return HOLDS if low > 0 else FAILS if high < 0 else UNCLEAR
 
 # %% ../nbs/30b_claims.ipynb #clai0008
+def _same_data(row: Row, experiments: Sequence[Experiment], table: str) -> bool:
+    "Are a row's corpora seen as the experiments see them? A budget and a few folds are splits of their own, sequences have features of their own."
+    sequences = table.endswith("-sequence")
+    free = {"mode", "text", "audio"} if sequences else set() if table.startswith(("in_domain-", "ablation-")) else {"splits"}
+    known = [e.data.model_dump(exclude=free) for e in experiments]
+    used = [d for s in row.specs for d in (s.data, *s.also, *([s.target] if s.target else []))]
+    return all(d.model_dump(exclude=free) in known and (d.mode == "sequence" or not sequences) for d in used)
+
+
+def _recipe(method, experiment: Experiment) -> tuple: # the method's training and the experiment's; which epoch is kept belongs to the regime
+    "How a method was trained, and how the experiment trains such a one."
+    if not isinstance(method, (LateFusion, Network)): return None, None
+    planned = experiment.late_fusion() if isinstance(method, LateFusion) else experiment.network()
+    return tuple(m.train.model_dump(exclude={"keep"}) for m in (method, planned))
+
+
+def _planned(row: Row, experiment: Experiment, table: str = "") -> bool:
+    "Has a row the seeds of the experiment's profile, and its training (or that of the runs it starts from) the settings of the preset?"
+    methods = [(s.start or s).method for s in row.specs]
+    seeds = table.endswith("-sequence") or row.seeds == list(experiment.seeds(methods[0])) # the ablation limits the seeds of sequences
+    return seeds and all(trained == planned for trained, planned in (_recipe(m, experiment) for m in methods))
+
+
 class Written:
     "The tables and runs of a workspace that belong to the corpora at hand."
     def __init__(self, root: Path, experiments: Sequence[Experiment]):
@@ -71,11 +95,11 @@ class Written:
         "The experiment on a corpus with so many classes, if there is one."
         return next((e for e in self.experiments if (e.prepared.corpus.name, len(e.label_set)) == (corpus, classes)), None)
 
-    def belongs(self, spec: RunSpec) -> bool:
-        "Is a run of the code and the data at hand?"
-        corpora = [spec.data, *spec.also, *([spec.target] if spec.target else [])]
-        manifests = {e.prepared.corpus.name: e.prepared.manifest.fingerprint for e in self.experiments}
-        return spec.code == code_fingerprint() and all(manifests.get(d.corpus) == d.manifest for d in corpora)
+    def belongs(self, row: Row, table: str) -> bool:
+        "Is a row of the code, the data, the profile and the preset at hand?"
+        own = [e for e in self.experiments if table == f"in_domain-{e.name}"] # the one table that names its presets and has all folds
+        planned = any(_planned(row, e.under(p)) and {s.fold for s in row.specs} == set(e.folds) for e in own for p in PRESETS) if own else _planned(row, self.experiments[0], table)
+        return planned and all(s.code == code_fingerprint() for s in row.specs) and _same_data(row, self.experiments, table)
 
     def rows(self, table: str) -> dict[str, Row]:
         "The rows of a table, by name; none when it was not written, or not from what is at hand."
@@ -83,7 +107,7 @@ class Written:
         runs = read_json(path).get("runs", {}) if path.exists() else {}
         if not all((self.store.folder(h)/"metrics.json").exists() for hashes in runs.values() for h in hashes): return {}
         rows = {name: Row(name, tuple(map(self.store.spec, hashes))) for name, hashes in runs.items()}
-        return rows if all(self.belongs(s) for r in rows.values() for s in r.specs) else {}
+        return rows if all(self.belongs(row, table) for row in rows.values()) else {}
 
     def numbers(self, table: str, by: str = "row") -> pd.DataFrame:
         "A table's numbers; empty when it was not written."
@@ -197,15 +221,23 @@ DIRECTIONS = [ # sentence, experiment, table, the row that should be better, the
 ONE_TARGET = ("finetune", "few_shot") # experiments that test one corpus only
 
 
-def _direction_claim(written: Written, e: Experiment, sentence: str, experiment: str, table: str, better: str, other: str) -> Claim:
-    "Is one row of a corpus's table above another?"
+def _pair(written: Written, e: Experiment, table: str, better: str, other: str) -> tuple[Row, Row] | None:
+    "The two rows of a corpus's table that a direction is about."
     rows = written.rows(table.format(e.name))
     a, b = (rows.get(name.format(preset=e.preset.name)) for name in (better, other))
-    claim = Claim(sentence, "direction", experiment, e.title, e.prepared.corpus.simulated, "", "", "", (), NOT_RUN)
-    if not a or not b: return claim
-    found = ua_difference(tested(written.store, a), tested(written.store, b))
-    return claim._replace(ours=difference_said(found), protocol=protocol_of(a, e), runs=tuple(s.hash for r in (a, b) for s in r.specs),
-                          verdict=judge_direction(*found[1:]), note=f"p {found.p:.3f}")
+    return (a, b) if a and b else None
+
+
+def _corpus_directions(written: Written, e: Experiment) -> list[Claim]:
+    "Is one row of a corpus's tables above another? Holm's correction over all directions that the corpus can be asked about."
+    claims = [Claim(sentence, "direction", experiment, e.title, e.prepared.corpus.simulated, "", "", "", (), NOT_RUN) for sentence, experiment, *_ in DIRECTIONS]
+    pairs = {i: pair for i, (_, _, *where) in enumerate(DIRECTIONS) if (pair := _pair(written, e, *where))}
+    found = {i: ua_difference(*(tested(written.store, row) for row in pair)) for i, pair in pairs.items()}
+    for i, p in zip(found, holm([d.p for d in found.values()])):
+        d, (a, b) = found[i]._replace(p=float(p)), pairs[i]
+        claims[i] = claims[i]._replace(ours=difference_said(d), protocol=protocol_of(a, e), runs=tuple(s.hash for r in (a, b) for s in r.specs),
+                                       verdict=judge_direction(*d[1:]), note=f"p {d.p:.3f}, Holm-corrected over {len(found)} directions")
+    return claims
 
 
 def direction_claims(written: Written) -> list[Claim]:
@@ -213,7 +245,7 @@ def direction_claims(written: Written) -> list[Claim]:
     claims, seen = [], set()
     for e in written.experiments: # a corpus with another label set comes after the corpus with its own
         first = e.prepared.corpus.name not in seen
-        found = [_effect_claim(written, e, part) for part in PARTS] + [_direction_claim(written, e, *d) for d in DIRECTIONS]
+        found = [_effect_claim(written, e, part) for part in PARTS] + _corpus_directions(written, e)
         claims += [c for c in found if c.verdict != NOT_RUN or (first and c.experiment not in ONE_TARGET)]
         seen.add(e.prepared.corpus.name)
     missing = [d for d in DIRECTIONS if d[1] in ONE_TARGET and not any(c.sentence == d[0] for c in claims)]
