@@ -10,13 +10,14 @@ from hypothesis import given, settings, strategies as st
 from mser import reported as reported_module, ties
 from mser.claims import HOLDS, NOT_RUN, UNCLEAR, all_claims, claims_shown, write_claims
 from mser.core import InputError, read_json, write_json
-from mser.experiment import open_experiments
+from mser.experiment import PROFILES, open_experiments
 from mser.metrics import scores
 from mser.page import write_report
 from mser.report import save_figure, save_table, score_figure, score_table, table_html
 from mser.reported import beside, reported, reported_file
 from mser.results import Row
 from mser.runs import LinearProbe, Majority, RunStore, run_many
+from mser.stats import holm
 from mser.ties import marked, scores_of_counts
 
 ROWS = {"full model, tuned": LinearProbe(), "cross-attention, tuned": Majority(), "late fusion": LinearProbe(modalities=("audio",))}
@@ -153,6 +154,20 @@ def unwritten(root): (root/"tables"/"in_domain-sim-iemocap.json").unlink()
 def test_a_table_that_is_not_of_these_runs_counts_as_not_run(made, copy, spoil):
     spoil(copy)
     assert {c.verdict for c in all_claims(copy, made[1]) if c.kind == "direction"} == {NOT_RUN}
+
+
+@pytest.mark.parametrize("now", [{"profile": PROFILES["quick"]}, {"mode": "sequence"}])
+def test_a_table_of_another_profile_or_mode_counts_as_not_run(made, now):
+    claims = all_claims(made[0], [replace(e, **now) for e in made[1]])
+    assert {c.verdict for c in claims if c.kind == "direction"} == {NOT_RUN}
+
+
+def test_directions_of_a_corpus_are_corrected_together(made):
+    judged = [c for c in all_claims(*made[:2]) if c.experiment == "in_domain" and c.ours]
+    assert len(judged) == 2 and all(c.note.endswith("Holm-corrected over 2 directions") for c in judged)
+    best, *others = (ties.tested(RunStore(made[0]/"runs"), row) for row in made[2])
+    alone = [ties.ua_difference(best, other).p for other in others]
+    assert sorted(float(c.note.split()[1].strip(",")) for c in judged) == pytest.approx(sorted(holm(alone)), abs=6e-4)
 
 
 def test_reported_numbers_of_an_installed_package(tmp_path, monkeypatch):
