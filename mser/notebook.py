@@ -98,12 +98,12 @@ def execute(
     out: Path, # the executed notebook goes to out/notebooks
     stderr: TextIO | None = None, # where its progress bars are shown; None for this process's stderr
 ) -> Executed:
-    "Run one experiment notebook with papermill and render it as a page. Raises the `InputError` that it raised."
+    "Run one experiment notebook with papermill and render it as a page. Raises `InputError` for a parameter that it does not know, or when it cannot be written."
     check_parameters(notebook, parameters)
     target, start, end = out/"notebooks"/notebook.name, time.perf_counter(), {}
     finished = lambda: sum(1 for _ in out.glob("runs/*/metrics.json"))
     before = finished()
-    with whole_file(target) as part: # a notebook that refuses its input is not kept
+    with whole_file(target) as part:
         try: run_notebook(notebook, part, parameters, target.with_suffix(".log"), stderr)
         except PapermillExecutionError as e: end = _end(e.ename, e.evalue)
         except RuntimeError as e: end = {"failure": str(e)}
@@ -114,6 +114,4 @@ def execute(
 def _end(error: str, message: str) -> dict:
     "What an error in a cell means."
     if error == "DoesNotApply": return {"not_applicable": message}
-    if error != "InputError": return {"failure": f"{error}: {message}"}
-    problem, _, remedy = message.partition(". ")
-    raise InputError(problem, remedy)
+    return {"failure": message if error == "InputError" else f"{error}: {message}"}

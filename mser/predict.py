@@ -48,7 +48,7 @@ def encoder_of(
         raise InputError(f"{encoder.card.name} is not the encoder that made them", f"Name the same model folder: --{store.card.modality}-encoder DIR", store.path)
     return encoder
 
-
+# %% ../nbs/31_predict.ipynb #b5ae32de
 class Predictor:
     "A trained model with the encoders its features came from."
     def __init__(self,

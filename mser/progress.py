@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, Sequence
 
+from fastcore.basics import patch
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -87,30 +88,37 @@ class View:
         self.ended.append(executed)
         self.say(f"{executed.name}: {outcome(executed)}")
 
-    @property
-    def left(self) -> float:
-        "About how many seconds are left."
-        done, now = {e.name for e in self.ended}, time.monotonic()
-        taken = [(self.nodes[e.name].seconds, e.seconds) for e in self.ended if not (e.unchanged or e.failure or e.not_applicable)]
-        return time_left({n.name: n.seconds for n in self.nodes.values() if n.name not in done}, taken, {r.node.name: now - r.since for r in self.running.values()}, self.workers)
+# %% ../nbs/31d_progress.ipynb #50064ecb
+@patch(as_prop=True)
+def left(self: View) -> float:
+    "About how many seconds are left."
+    done, now = {e.name for e in self.ended}, time.monotonic()
+    taken = [(self.nodes[e.name].seconds, e.seconds) for e in self.ended if not (e.unchanged or e.failure or e.not_applicable)]
+    return time_left({n.name: n.seconds for n in self.nodes.values() if n.name not in done}, taken, {r.node.name: now - r.since for r in self.running.values()}, self.workers)
 
-    def summary(self) -> str:
-        left = f", about {duration(self.left)} left" if self.left >= 1 else ""
-        return f"{len(self.ended)} of {len(self.nodes)} notebooks done, {self.computed()} runs computed{left}"
 
-    def tick(self) -> None:
-        "Draw it anew, or tell a line when the last one is long ago."
-        now = time.monotonic()
-        if self.live: self.live.update(self.table(), refresh=True)
-        elif now - self.told >= self.every:
-            self.told = now
-            self.say(f"{self.summary()}; " + ", ".join(f"{r.node.name} for {duration(now - r.since)}" for r in self.running.values()))
+@patch
+def summary(self: View) -> str:
+    left = f", about {duration(self.left)} left" if self.left >= 1 else ""
+    return f"{len(self.ended)} of {len(self.nodes)} notebooks done, {self.computed()} runs computed{left}"
 
-    def table(self) -> Table:
-        "The notebooks that run, and what they are doing."
-        table, now = Table(box=None, show_header=False, title=self.summary(), title_justify="left", title_style="bold"), time.monotonic()
-        for r in self.running.values(): table.add_row(r.node.name, duration(now - r.since), f"{r.workers} proc.", last_line(r.stderr), style="cyan")
-        return table
+
+@patch
+def tick(self: View) -> None:
+    "Draw it anew, or tell a line when the last one is long ago."
+    now = time.monotonic()
+    if self.live: self.live.update(self.table(), refresh=True)
+    elif now - self.told >= self.every:
+        self.told = now
+        self.say(f"{self.summary()}; " + ", ".join(f"{r.node.name} for {duration(now - r.since)}" for r in self.running.values()))
+
+
+@patch
+def table(self: View) -> Table:
+    "The notebooks that run, and what they are doing."
+    table, now = Table(box=None, show_header=False, title=self.summary(), title_justify="left", title_style="bold"), time.monotonic()
+    for r in self.running.values(): table.add_row(r.node.name, duration(now - r.since), f"{r.workers} proc.", last_line(r.stderr), style="cyan")
+    return table
 
 
 def outcome(executed: Executed) -> str:

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['DEFAULT_CORPORA', 'STAGES', 'RENDERED', 'Request', 'parse_corpora', 'check_request', 'notebook_parameters',
            'prepared', 'up_to_date', 'stderr_path', 'came_of', 'remove_empty', 'clear', 'Plan', 'plan', 'run_plan',
-           'others', 'expected', 'run_notebooks', 'commit', 'provenance', 'report_data', 'reproduce']
+           'others', 'remove_files', 'expected', 'run_notebooks', 'commit', 'provenance', 'report_data', 'reproduce']
 
 # %% ../nbs/32_reproduce.ipynb #cf8329e0
 import os, shutil, subprocess, sys, time
 from concurrent.futures import Executor, Future
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import Iterable, NamedTuple, Sequence
 
 from rich.console import Console
 
-from .core import InputError, check_choice, parse_corpus, project_root, read_json, workspace, write_json
+from .core import InputError, check_choice, parse_corpus, project_root, workspace, write_json
 from .corpora.registry import corpus
 from .encoders.registry import checked_parts
 from .graph import Needs, Node, Schedule, declared, graph, run_graph
@@ -97,13 +97,13 @@ def prepared(
     parameters: dict, # as a notebook gets them
 ) -> tuple[dict, float | None]: # what the corpora are; seconds of one row, under `paper`
     "Prepare what the notebooks read, and say what it is. Raises `InputError` for bad input."
-    from mser.experiment import open_experiments
+    from mser.experiment import described, open_experiments
     from mser.prepare import prepare_recordings
     given = {name: value for name, value in parameters.items() if name not in ("out", "command")}
-    experiments = open_experiments(root=Path(parameters["out"]), **given)
-    for e in experiments: prepare_recordings(e.prepared, e.root, parameters["workers"])
-    about = read_json(Path(parameters["out"])/"experiments.json") | {"preset": experiments[0].preset.name}
-    return about, _row_seconds(experiments) if parameters["profile"] == "paper" else None
+    experiments = open_experiments(root=Path(parameters["out"]), further=True, **given)
+    own = [e for e in experiments if e.label_set == e.prepared.labels(parameters["label_set"])]
+    for e in own: prepare_recordings(e.prepared, e.root, parameters["workers"])
+    return described(experiments), _row_seconds(own) if parameters["profile"] == "paper" else None
 
 
 def _row_seconds(experiments: Sequence) -> float:
@@ -137,13 +137,12 @@ def stderr_path(root: Path, name: str) -> Path:
 
 
 def came_of(node: Node, future: Future) -> Executed:
-    "What came of a notebook, also when the process that ran it broke. Raises the `InputError` that it raised."
-    error = future.exception()
-    if isinstance(error, InputError): raise error
-    return Executed(node.name, 0.0, failure=f"{type(error).__name__}: {error}") if error else future.result()
+    "What came of a notebook, also when it could not be written or the process that ran it broke."
+    if not (error := future.exception()): return future.result()
+    return Executed(node.name, 0.0, failure=str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
 
 # %% ../nbs/32_reproduce.ipynb #773a7c9a
-STAGES, RENDERED = ("manifests", "encoders", "features", "recordings", "splits", "runs", "stamps"), ("notebooks", "tables", "figures")
+STAGES, RENDERED = ("manifests", "encoders", "features", "recordings", "splits", "runs", "evidence", "stamps"), ("notebooks", "tables", "figures")
 
 
 def remove_empty(root: Path, folders: Sequence[str]) -> None:
@@ -168,6 +167,11 @@ class Plan(NamedTuple):
     @property
     def root(self) -> Path: return self.request.root
 
+    @property
+    def after(self) -> dict[str, tuple[str, ...]]:
+        "All notebooks there are, in order, with those that each comes after: what a notebook is made from does not depend on what else was chosen."
+        return {n.name: n.after for n in graph(self.needs, list(self.needs))}
+
     def nodes(self, row_seconds: float | None = None) -> list[Node]: # seconds of one row, under `paper`
         "The graph of the chosen notebooks, with the time that is expected of each."
         pace = {"smoke": lambda n: 15.0, "quick": lambda n: n.seconds, "paper": lambda n: 15 + n.rows*row_seconds/self.request.workers}[self.request.profile]
@@ -185,23 +189,23 @@ def plan(request: Request) -> Plan:
     for name in chosen: check_parameters(notebooks[name], made.parameters)
     return made
 
-
+# %% ../nbs/32_reproduce.ipynb #3f73496a
 def run_plan(
     plan: Plan,
     about: dict, # what the preparation says of the corpora
     view: View,
     pool: Executor,
 ) -> list[Executed]:
-    "Run the chosen notebooks. Raises the first `InputError`."
+    "Run the chosen notebooks."
     def submit(node: Node, workers: int) -> Future:
         view.start(node, workers, stderr_path(plan.root, node.name))
         parameters = plan.parameters | {"workers": workers}
-        try: return pool.submit(up_to_date, plan.notebooks[node.name], parameters, plan.root, about, node.after)
+        try: return pool.submit(up_to_date, plan.notebooks[node.name], parameters, plan.root, about, after[node.name])
         except RuntimeError as e: # the pool is broken
             (failed := Future()).set_exception(e)
             return failed
 
-    executed = []
+    executed, after = [], plan.after
     with closing(run_graph(Schedule(list(view.nodes.values()), plan.request.workers), submit, view.tick)) as ended:
         for node, future in ended:
             executed.append(came_of(node, future))
@@ -209,17 +213,21 @@ def run_plan(
             view.end(executed[-1])
     return executed
 
-
+# %% ../nbs/32_reproduce.ipynb #01f053ed
 def others(plan: Plan, about: dict) -> list[Executed]:
     "What earlier calls made with the notebooks that this one does not run: kept when it is true under this request, removed otherwise."
-    kept, everything = [], {n.name: n for n in graph(plan.needs, list(plan.notebooks))}
-    for name in (n for n in everything if n not in plan.chosen):
-        inputs = made_from(plan.notebooks[name], plan.parameters, about, plan.root, everything[name].after)
-        if executed := unchanged(plan.root, name, inputs): kept.append(executed)
+    kept = []
+    for name, after in plan.after.items(): # in order: what comes after something that is removed is no longer true either
+        if name in plan.chosen: continue
+        if executed := unchanged(plan.root, name, made_from(plan.notebooks[name], plan.parameters, about, plan.root, after)): kept.append(executed)
+        else: remove_files(outputs(plan.root, name))
     keep = {p for name in (*plan.chosen, *(e.name for e in kept)) for p in outputs(plan.root, name)}
-    for path in (p for folder in RENDERED for p in (plan.root/folder).glob("*")):
-        if path not in keep: path.unlink()
+    remove_files(p for folder in RENDERED for p in (plan.root/folder).glob("*") if p.is_file() and p not in keep)
     return kept
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    for path in list(paths): path.unlink()
 
 # %% ../nbs/32_reproduce.ipynb #8ec7ec87
 def expected(nodes: Sequence[Node], row_seconds: float, workers: int) -> str:
@@ -236,6 +244,7 @@ def run_notebooks(
     row_seconds: float | None = None, # seconds of one row, under `paper`
 ) -> list[Executed]: # with those that are kept from earlier calls
     "Run the chosen notebooks beside each other, and tell what goes on."
+    others(plan, about)
     finished = lambda: sum(1 for _ in plan.root.glob("runs/*/metrics.json"))
     before, nodes, workers = finished(), plan.nodes(row_seconds), plan.request.workers
     view = View(nodes, workers, console, lambda: finished() - before)
@@ -255,7 +264,7 @@ def commit() -> str:
 def provenance(about: dict, seconds: float) -> dict:
     "What a reader needs to know to judge or repeat the numbers."
     made = about["environment"]
-    data = {f"data of {e['corpus']}": e["data"] for e in about["experiments"]}
+    data = {f"data of {e['title']}": e["data"] for e in about["experiments"]}
     return {"commit": commit(), "code": about["code"], **data, "packages": ", ".join(f"{k} {v}" for k, v in made["packages"].items()),
             "Python": made["python"], "hardware": f"{made['system']} {made['machine']}, {os.cpu_count()} cores", "duration": f"{seconds:.0f} s"}
 
@@ -263,13 +272,14 @@ def provenance(about: dict, seconds: float) -> dict:
 def report_data(request: Request, about: dict, executed: Sequence[Executed], seconds: float) -> dict:
     "What the report says besides tables and figures."
     experiments = about["experiments"]
-    simulated = ", ".join(e["short_title"] for e in experiments if e["simulated"])
-    return {"title": "Multimodal speech emotion recognition: " + ", ".join(e["short_title"] for e in experiments),
+    corpora = {e["corpus"]: e for e in experiments}.values() # one experiment of each
+    simulated = ", ".join(e["short_title"] for e in corpora if e["simulated"])
+    return {"title": "Multimodal speech emotion recognition: " + ", ".join(e["short_title"] for e in corpora),
             "profile": request.profile, "preset": about["preset"], "mode": request.mode, "command": request.command,
             "simulated": f"The utterances of {simulated} were" if simulated else "", "groups": [e["title"] for e in experiments],
             "failures": [{"notebook": e.name, "reason": e.failure} for e in executed if e.failure],
             "not_applicable": [{"notebook": e.name, "reason": e.not_applicable} for e in executed if e.not_applicable],
-            "notebooks": [e._asdict() for e in executed], "skipped": [s for e in experiments for s in e["skipped"]], "provenance": provenance(about, seconds)}
+            "notebooks": [e._asdict() for e in executed], "skipped": [s for e in corpora for s in e["skipped"]], "provenance": provenance(about, seconds)}
 
 # %% ../nbs/32_reproduce.ipynb #cf5ff4a4
 def reproduce(

@@ -263,7 +263,7 @@ SETTINGS = dict(
     suppress_warnings=["toc.not_included", "docutils", "config.cache", "ref.python"],
 )
 
-
+# %% ../nbs/35_site.ipynb #8e1ef637
 def setup(app) -> dict:
     "Make this module a Sphinx extension: equations as MathML, docments in the reference."
     app.add_html_math_renderer("mathml", (_inline_math, None), (_block_math, None))

@@ -19,8 +19,8 @@ def outputs(
     root: Path, # the workspace
     name: str, # of the notebook
 ) -> list[Path]:
-    "The files that a notebook made: itself executed, its page, its tables and figures."
-    own = [root/"notebooks"/f"{name}{suffix}" for suffix in (".ipynb", ".html", ".log")]
+    "The files that a notebook made: itself executed, its page, its tables and figures, and a file of its own name in the workspace."
+    own = [root/"notebooks"/f"{name}{suffix}" for suffix in (".ipynb", ".html", ".log")] + [root/f"{name}.json"]
     shown = [p for folder in ("tables", "figures") for start in (f"{name}-*", f"{name}.*") for p in (root/folder).glob(start)]
     return sorted(p for p in [*own, *shown] if p.is_file())
 
@@ -56,7 +56,8 @@ def made_from(
 ) -> str: # a digest
     "The name of everything that decides what a notebook makes, runs apart."
     told = {name: value for name, value in parameters.items() if name not in ("workers", "command")}
-    earlier = {name: digests((p for p in outputs(root, name) if p.parent.name != "notebooks"), root) for name in sorted(after)}
+    made = {name: digests((p for p in outputs(root, name) if p.parent.name != "notebooks"), root) for name in sorted(after)}
+    earlier = {name: files for name, files in made.items() if files}
     return digest([digest_file(notebook), told, about, surroundings(), earlier])
 
 # %% ../nbs/31b_stamp.ipynb #67726466

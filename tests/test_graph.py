@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from mser.core import InputError
-from mser.reproduce import Request, plan, report_data, run_notebooks
+from mser.reproduce import Request, plan, report_data, reproduce, run_notebooks
 
 PARAMETERS = "corpora out profile preset mode label_set protocol text_encoder audio_encoder skip_bad workers command".split()
 ABOUT = {"experiments": [], "preset": "tuned", "code": "", "environment": {"packages": {}, "python": "", "system": "", "machine": ""}}
@@ -107,10 +107,42 @@ def test_an_order_that_cannot_be_is_refused_before_anything_runs(folder, needs, 
     assert not (folder.parent/"out").exists()
 
 
-def test_input_that_a_notebook_refuses_ends_the_call(folder):
+def test_input_that_one_notebook_refuses_is_its_failure_and_the_others_go_on(folder):
     write(folder, "breaks", "from mser.core import InputError\nraise InputError('no such thing', 'Name another')")
-    with pytest.raises(InputError, match="no such thing. Name another"): call(folder)
-    assert not (folder.parent/"out"/"notebooks"/"breaks.ipynb").exists()
+    executed, report, _ = call(folder, only=["breaks", "first"])
+    assert report["failures"] == [{"notebook": "breaks", "reason": "no such thing. Name another"}]
+    assert (folder.parent/"out"/"notebooks"/"breaks.html").is_file() and not executed["first"].failure
+
+
+def test_input_that_the_preparation_refuses_ends_the_call_before_any_notebook(folder):
+    request = Request({"emodb": f"{folder}/nowhere"}, "smoke", out=str(folder.parent/"out"), notebooks=str(folder))
+    with pytest.raises(InputError, match="nowhere"): reproduce(request, Console(quiet=True))
+    assert not (folder.parent/"out").exists()
+
+
+def test_nothing_is_made_from_tables_that_are_not_true_any_more(folder):
+    call(folder, only=["first", "timing"])
+    call(folder, only=["verdict"])
+    assert read(folder, "verdict") == "first-x, timing-x"
+    executed, *_ = call(folder, only=["verdict"], preset="paper")
+    assert list(executed) == ["verdict"] and read(folder, "verdict") == ""
+
+
+def test_what_else_is_chosen_changes_nothing(folder):
+    call(folder, only=["first", "second"])
+    executed, *_ = call(folder, only=["second"])
+    assert executed["second"].unchanged and executed["first"].unchanged
+    executed, *_ = call(folder, only=["first"])
+    assert executed["second"].unchanged and executed["first"].unchanged
+
+
+def test_what_comes_after_something_removed_goes_with_it_and_folders_stay(folder):
+    call(folder, only=["first", "second"])
+    (folder.parent/"out"/"notebooks"/".ipynb_checkpoints").mkdir()
+    write(folder, "first", "table('first', 'another first')")
+    executed, *_ = call(folder, only=["timing"])
+    assert list(executed) == ["timing"] and [p.name for p in (folder.parent/"out"/"tables").glob("*.md")] == ["timing-x.md"]
+    assert (folder.parent/"out"/"notebooks"/".ipynb_checkpoints").is_dir()
 
 
 SLOW = "import os, time\n(Path(out)/f'pid-{os.getpid()}').touch()\nif not (Path(out)/'let-go').exists(): time.sleep(600)\ntable('NAME', 'done')"
@@ -128,7 +160,7 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("stop", [lambda p: os.killpg(p.pid, signal.SIGKILL), lambda p: os.kill(p.pid, signal.SIGTERM), lambda p: os.kill(p.pid, signal.SIGINT)], ids=["group-killed", "terminated", "ctrl-c"])
+@pytest.mark.parametrize("stop", [lambda p: os.kill(p.pid, signal.SIGKILL), lambda p: os.kill(p.pid, signal.SIGINT)], ids=["killed", "ctrl-c"])
 def test_stopped_in_the_middle_it_leaves_no_process_and_goes_on(tmp_path, stop):
     folder, out = tmp_path/"notebooks", tmp_path/"out"
     for name in ("slow", "slower"): write(folder, name, SLOW.replace("NAME", name), after=["quick"])
