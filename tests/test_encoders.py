@@ -30,7 +30,7 @@ TEXT = {  # what each kind does with positions, padding and attention differs
 SPEECH = {"wav2vec2": (tf.Wav2Vec2Config, tf.Wav2Vec2Model), "hubert": (tf.HubertConfig, tf.HubertModel), "wavlm": (tf.WavLMConfig, tf.WavLMModel)}
 
 
-def save_text(folder, kind):
+def save_text(folder, kind, longest=64):
     "A text model with random weights and a tokenizer of a few words."
     torch.manual_seed(1)
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}, unk_token="[UNK]"))
@@ -38,7 +38,7 @@ def save_text(folder, kind):
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     with quiet():
         tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
-                                   model_max_length=64).save_pretrained(folder)
+                                   model_max_length=longest).save_pretrained(folder)
         network = TEXT[kind]().eval()
         for p in network.parameters(): p.data += 0.2*torch.randn_like(p)  # so that attention is not nearly uniform
         network.save_pretrained(folder)

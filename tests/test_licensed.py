@@ -45,7 +45,7 @@ def given(tmp_path_factory):
     for name in ("iemocap", "cremad", "meld", "clips", "text", "audio"): (root/name).mkdir()
     write_mp4(root/"clips"/"plain.mp4", 1.0)
     iemocap_tree(root/"iemocap"); cremad_tree(root/"cremad"); meld_tree(root/"meld", root/"clips")
-    save_text(root/"text", "bert"); save_speech(root/"audio", "wav2vec2", "layer")
+    save_text(root/"text", "bert", 128); save_speech(root/"audio", "wav2vec2", "layer")
     return root
 
 
