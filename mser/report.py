@@ -63,7 +63,7 @@ def marks_said(
     if "ua_mark" not in numbers or not (numbers["ua_mark"] != "").any(): return ""
     over = numbers["ua_over"].iloc[0]
     return (f"Bold: best of the column. ≈: not told from it at the 5 % level with Holm's correction, by the jackknife over {over} and, for methods with "
-            "randomness, a t-test over seeds, which a single seed of both can never pass.")
+            "randomness, a t-test over seeds; a row of one seed borrows the deviation of the others.")
 
 # %% ../nbs/30_report.ipynb #2eaa9917
 TITLES = {"**": "best of the column", "≈": "not told from the best"}
