@@ -11,6 +11,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Iterable, Sequence
 
+import nbformat
+
 from .core import InputError, digest, digest_file, project_root, read_json, write_json
 from .notebook import Executed
 
@@ -58,7 +60,8 @@ def made_from(
     told = {name: value for name, value in parameters.items() if name not in ("workers", "command")}
     made = {name: digests((p for p in outputs(root, name) if p.parent.name != "notebooks"), root) for name in sorted(after)}
     earlier = {name: files for name, files in made.items() if files}
-    return digest([digest_file(notebook), told, about, surroundings(), earlier])
+    source = [(cell.cell_type, cell.source) for cell in nbformat.read(notebook, as_version=4).cells] # its outputs decide nothing
+    return digest([source, told, about, surroundings(), earlier])
 
 # %% ../nbs/31b_stamp.ipynb #67726466
 def stamp_path(root: Path, name: str) -> Path: return root/"stamps"/f"{name}.json"
