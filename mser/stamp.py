@@ -45,7 +45,7 @@ def surroundings() -> str: # a digest
     "What all notebooks depend on: the code of the package, the published numbers, the versions of what is installed."
     package, numbers = Path(__file__).resolve().parent, project_root()/"data"/"paper"
     files = sorted([*package.rglob("*.py"), *(p for p in numbers.rglob("*") if p.is_file())])
-    versions = sorted(f"{d.metadata['Name']} {d.version}" for d in distributions())
+    versions = sorted({f"{d.metadata['Name']} {d.version}" for d in distributions()}) # one that is found on two paths counts once
     return digest([digests(files, package.parent), versions])
 
 
