@@ -60,8 +60,10 @@ def process_pool(
     except BrokenProcessPool as e:
         raise InputError("a worker process ended abruptly: no memory left, or a job that is no module's function", "Use 1 worker") from e
     finally:  # on an error or Ctrl-C: no waiting for jobs whose results nobody wants
+        manager = pool._executor_manager_thread
+        pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others: process.terminate()
-        pool.shutdown(cancel_futures=True)  # its thread has seen them end: nothing of the pool is left for the interpreter's own end
+        if manager: manager.join(timeout=5)  # otherwise it may close its pipe while the interpreter, ending, writes to it
 
 # %% ../nbs/00c_parallel.ipynb #f1766312
 def ordered_map(
