@@ -84,7 +84,7 @@ def _planned(row: Row, experiment: Experiment, table: str = "") -> bool:
     seeds = table.endswith("-sequence") or row.seeds == list(experiment.seeds(methods[0])) # the ablation limits the seeds of sequences
     return seeds and all(trained == planned for trained, planned in (_recipe(m, experiment) for m in methods))
 
-
+# %% ../nbs/30b_claims.ipynb #8f926482
 class Written:
     "The tables and runs of a workspace that belong to the corpora at hand."
     def __init__(self, root: Path, experiments: Sequence[Experiment]):
