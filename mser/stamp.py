@@ -6,6 +6,7 @@
 __all__ = ['outputs', 'digests', 'finished_runs', 'surroundings', 'made_from', 'stamp_path', 'write_stamp', 'unchanged']
 
 # %% ../nbs/31b_stamp.ipynb #18313c29
+import sys
 from functools import lru_cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -45,7 +46,8 @@ def surroundings() -> str: # a digest
     "What all notebooks depend on: the code of the package, the published numbers, the versions of what is installed."
     package, numbers = Path(__file__).resolve().parent, project_root()/"data"/"paper"
     files = sorted([*package.rglob("*.py"), *(p for p in numbers.rglob("*") if p.is_file())])
-    versions = sorted({f"{d.metadata['Name']} {d.version}" for d in distributions()}) # one that is found on two paths counts once
+    installed = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")] # not what a package brings along for itself
+    versions = sorted({f"{d.metadata['Name']} {d.version}" for d in distributions(path=installed)})
     return digest([digests(files, package.parent), versions])
 
 

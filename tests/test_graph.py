@@ -8,6 +8,7 @@ from rich.console import Console
 
 from mser.core import InputError
 from mser.reproduce import Request, plan, report_data, reproduce, run_notebooks
+from mser.stamp import surroundings
 
 PARAMETERS = "corpora out profile preset mode label_set protocol text_encoder audio_encoder skip_bad workers command".split()
 ABOUT = {"experiments": [], "preset": "tuned", "code": "", "environment": {"packages": {}, "python": "", "system": "", "machine": ""}}
@@ -134,6 +135,16 @@ def test_what_else_is_chosen_changes_nothing(folder):
     assert executed["second"].unchanged and executed["first"].unchanged
     executed, *_ = call(folder, only=["first"])
     assert executed["second"].unchanged and executed["first"].unchanged
+
+
+def test_what_a_package_brings_along_for_itself_changes_nothing(tmp_path, monkeypatch):
+    before = surroundings.__wrapped__()
+    info = tmp_path/"_vendor"/"inner-1.0.dist-info"  # such a folder is on the path once something has imported setuptools
+    info.mkdir(parents=True); (info/"METADATA").write_text("Metadata-Version: 2.1\nName: inner\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(info.parent)
+    assert surroundings.__wrapped__() == before
+    monkeypatch.syspath_prepend(info.parent.rename(tmp_path/"site-packages"))
+    assert surroundings.__wrapped__() != before
 
 
 def test_what_comes_after_something_removed_goes_with_it_and_folders_stay(folder):
