@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from mser.lanes import HAS_BF16
+from mser.late_fusion import LateFusionConfig, LateFusionNetwork
 from mser.losses import LossConfig, TotalLoss
 from mser.model import ModelConfig, MultimodalSER
-from mser.step import FastLinear, FastStep, PlainStep, fast_step_fits, make_step
+from mser.step import FastStep, PlainStep, fast_step_fits, make_step
 
 SMALL = dict(text_dim=32, audio_dim=48, hidden_dim=32, n_heads=4, projection_dim=16)
 
@@ -61,18 +62,47 @@ def compare(model, loss, rtol=1e-4, atol=2e-5, **options):
 def test_fast_step_is_the_plain_step(config, tokens): compare(*training(tokens=tokens, **config))
 
 
-@pytest.mark.parametrize("size", [2, 11, 16, 17, 40, 64, 80])
+@pytest.mark.parametrize("size", [2, 11, 16, 17, 40, 64, 128, 140])
 def test_any_batch_size(size): compare(*training(size=size))
 
 
-def test_layers_really_run_on_lanes():
+def test_the_network_really_runs_on_tape():
     model, loss = training()
     step = FastStep(model, optimiser(model), 1.0)
     with step:
         loss(model, 0).backward()
-        factored = {p for fast in step.layers for p in fast.parameters if fast.noted}
-    assert all(p.grad is None for p in factored)
-    assert sum(p.numel() for p in factored) > 0.8*sum(p.numel() for p in [*factored, *(q for q in model.parameters() if q.grad is not None)])
+        learned = {x.parameter for x in step.networks[0].tape.in_use()}
+    unused = {p for name, p in model.named_parameters() if ".query." in name or ".key." in name or ".vad." in name}
+    assert all(p.grad is None for p in model.parameters()) and learned == set(model.parameters()) - unused
+
+
+@pytest.mark.parametrize("kept", ["text", "audio"])
+def test_a_missing_modality_goes_the_way_of_pytorch(kept):
+    model, loss = training()
+    inputs = {"text": torch.randn(16, 1, 32), "audio": torch.randn(16, 1, 48)}
+    def mixed(model, i):
+        alone = model(**{kept: inputs[kept]})
+        return loss(model, i) + alone.logits.square().mean()
+    compare(model, mixed)
+
+
+def test_a_late_fusion_network_runs_on_tape():
+    torch.manual_seed(0)
+    model = LateFusionNetwork(LateFusionConfig(text_dim=24, audio_dim=40, n_classes=4, dropout=0, input_dropout=0)).train()
+    x, labels = (torch.randn(128, 1, 24), torch.randn(128, 1, 40)), torch.randint(0, 4, (128,))
+    _, _, fast = compare(model, lambda model, i: nn.functional.cross_entropy(model(*x).logits, labels))
+    with fast: nn.functional.cross_entropy(fast.model(*x).logits, labels).backward()
+    assert all(p.grad is None for p in fast.model.parameters())
+
+
+def test_two_corpora_in_one_step_stay_on_tape():
+    "As in adaptation: of the second pass only the fused vector is used."
+    model, loss = training()
+    target = torch.randn(16, 1, 32), torch.randn(16, 1, 48)
+    _, other, fast = compare(model, lambda model, i: loss(model, i) + 0.1*model(*target).fused.square().mean())
+    with fast: other(*target).fused.sum().backward()
+    heads = {p for name, p in other.named_parameters() if "head" in name}
+    assert fast.networks[0].tape.active and not heads & {x.parameter for x in fast.networks[0].tape.active}
 
 
 def test_frozen_parameters_stay():
@@ -206,10 +236,10 @@ def test_bf16_trains_nearly_alike(kind):
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="no bfloat16 instructions")
-@pytest.mark.parametrize("sizes", [[16]*8, [16, 80, 11, 80, 16, 16, 80, 16]], ids=["small", "large batches between"])
+@pytest.mark.parametrize("sizes", [[16]*8, [16, 140, 11, 140, 16, 16, 140, 16]], ids=["small", "large batches between"])
 def test_bf16_resumed_is_bitwise_the_undisturbed(sizes, tmp_path):
     model, loss = training(dropout=0.3)
-    _, large = training(dropout=0.3, size=80)
+    _, large = training(dropout=0.3, size=140)
     losses = [loss if n < 20 else large for n in sizes]
     start = copy.deepcopy(model)
     def go(model, step, part):
@@ -230,7 +260,7 @@ def test_bf16_resumed_is_bitwise_the_undisturbed(sizes, tmp_path):
 def test_bf16_weights_are_whole_wherever_pytorch_reads_them():
     "Few rows, many rows, evaluation and an error in between: the model is always the one that was trained."
     model, loss = training()
-    _, large = training(size=80)
+    _, large = training(size=140)
     x = torch.randn(4, 1, 32), torch.randn(4, 1, 48)
     step = FastStep(model, optimiser(model), 1.0, "bf16")
     with pytest.raises(RuntimeError, match="stop"):
