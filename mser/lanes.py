@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HAS_BF16', 'gelu_of', 'to_lanes', 'from_lanes', 'linear', 'linear_back', 'norm_part', 'norm', 'norm_part_back',
            'norm_back', 'gram', 'squared_norm', 'squares', 'adamw', 'adamw_one', 'update_vector', 'gradient_row',
-           'update_weight', 'halve', 'row_pairs', 'linear_half', 'add_transposed', 'linear_back_half', 'split', 'join',
+           'update_weight', 'halve', 'row_pairs', 'linear_half', 'add_transposed', 'linear_back_half', 'widen',
            'adamw_half', 'utterance_pairs', 'update_half', 'product', 'product_back', 'by_weights', 'back_by_weights',
            'linear_layer', 'linear_layer_back', 'tanh_of', 'dropout_mask', 'dropout_of', 'slope_back', 'add_to',
            'product_of', 'product_of_back', 'enter', 'leave_back', 'shift', 'shift_back', 'sigmoid', 'gates',
@@ -192,7 +192,7 @@ def prefetch_tile(b, x, i, stride):
     for r in range(ROWS): fetch(b, x, ahead(b, i, r, stride))
 
 # %% ../nbs/17_lanes.ipynb #3b7b9245
-COMPILE = dict(error_model="numpy", cache=True)
+COMPILE = dict(error_model="numpy", cache=__name__ != "__main__")  # types that are defined anew in a notebook do not fit what was kept
 
 
 @njit(**COMPILE)
@@ -550,39 +550,19 @@ def x86(b, name, v):
     return b.call(cgutils.get_or_insert_function(b.module, kind, f"llvm.x86.avx512.{name}.ps.512"), [v, v, I16(-1)])
 
 
-def widened(b, x, i, extend):
-    "16 short integers as integers."
-    return extend(b.load(shorts_at(b, x, i), align=2), INTEGERS)
-
-
-def upper(b, bits): return b.trunc(b.lshr(bits, same(16)), SHORTS)
-
-
 @vector_op(lanes, lanes)
 def inverse(b, x): return x86(b, "rcp14", x)
 @vector_op(lanes, lanes)
 def inverse_root(b, x): return x86(b, "rsqrt14", x)
 @vector_op(lanes, ARRAY, INT)
-def load_half(b, x, i): return b.bitcast(b.shl(widened(b, x, i, b.zext), same(16)), VECTOR)
-
-
-@vector_op(lanes, ARRAY, ARRAY, INT)
-def load_split(b, high, low, i):
-    "Float32 from its bfloat16 and the 16 bits that this lacks."
-    return b.bitcast(b.add(b.shl(widened(b, high, i, b.zext), same(16)), widened(b, low, i, b.sext)), VECTOR)
-
-
-@vector_op(types.void, ARRAY, ARRAY, INT, lanes)
-def store_split(b, high, low, i, v):
-    bits = b.bitcast(v, INTEGERS)
-    b.store(upper(b, b.add(bits, same(0x8000))), shorts_at(b, high, i), align=2)
-    b.store(b.trunc(bits, SHORTS), shorts_at(b, low, i), align=2)
+def load_half(b, x, i): return b.bitcast(b.shl(b.zext(b.load(shorts_at(b, x, i), align=2), INTEGERS), same(16)), VECTOR)
 
 
 @vector_op(types.void, ARRAY, INT, lanes, pairs)
 def store_random(b, x, i, v, random):
     "Bfloat16, rounded away from zero where the last 16 random bits and the bits that go make a carry."
-    b.store(upper(b, b.add(b.bitcast(v, INTEGERS), b.and_(random, same(0xffff)))), shorts_at(b, x, i), align=2)
+    bits = b.add(b.bitcast(v, INTEGERS), b.and_(random, same(0xffff)))
+    b.store(b.trunc(b.lshr(bits, same(16)), SHORTS), shorts_at(b, x, i), align=2)
 
 
 @vector_op(pairs, pairs)
@@ -596,26 +576,20 @@ def other_half(b, s): return b.lshr(s, same(16))
 
 # %% ../nbs/17_lanes.ipynb #76ae96df
 @njit(**COMPILE)
-def split(x, high, low):
-    "Float32 to bfloat16 (ties away from zero) and what that lacks; the length a multiple of 16."
-    for i in range(0, len(x), 16): store_split(high, low, i, load(x, i))
+def widen(half, x):
+    "Bfloat16 to float32; the length a multiple of 16."
+    for i in range(0, len(x), 16): store(x, i, load_half(half, i))
 
 
 @njit(**COMPILE)
-def join(high, low, x):
-    "The float32 that was split, bit by bit."
-    for i in range(0, len(x), 16): store(x, i, load_split(high, low, i))
-
-
-@njit(**COMPILE)
-def adamw_half(high, low, m, v, i, g, settings, random):
-    "`adamw` on 16 split weights and bfloat16 means; g is the gradient, random the bits to round by."
+def adamw_half(p, m, v, i, g, settings, random):
+    "`adamw` on bfloat16 weights and means; random: 32 bits a lane to round by, of which a weight and its first mean share 16."
     m_new = fma(spread(settings, 5), g, mul(spread(settings, 4), load_half(m, i)))
     v_new = fma(mul(spread(settings, 7), g), g, mul(spread(settings, 6), load_half(v, i)))
     store_random(m, i, m_new, random); store_random(v, i, v_new, other_half(random))
     root = mul(v_new, inverse_root(maximum(v_new, fill(np.float32(1e-37)))))
     step = mul(m_new, inverse(fma(root, spread(settings, 2), spread(settings, 3))))
-    store_split(high, low, i, fma(spread(settings, 1), step, mul(spread(settings, 0), load_split(high, low, i))))
+    store_random(p, i, fma(spread(settings, 1), step, mul(spread(settings, 0), load_half(p, i))), random)
 
 
 @njit(**COMPILE)
@@ -628,8 +602,8 @@ def utterance_pairs(x, K):
 
 
 @njit(**COMPILE)
-def update_half(high, low, m, v, x, dy, N, K, settings, clip, random):
-    "`update_weight` from bfloat16 factors, for split weights and bfloat16 means, K a multiple of 16; random: 16 numbers of 32 bits, which move on."
+def update_half(p, m, v, x, dy, N, K, settings, clip, random):
+    "`update_weight` from bfloat16 factors, for bfloat16 weights and means, K a multiple of 16; random: 16 numbers of 32 bits, which move on."
     zero, c, tiled, state, room = fill_tile(fill(np.float32(0))), fill(clip), K//128*128, load_pairs(random, 0), np.empty(128, np.float32)
     two, half = utterance_pairs(x, K), np.empty(dy.size, np.uint16)
     halve(dy.reshape(-1), half)
@@ -641,11 +615,11 @@ def update_half(high, low, m, v, x, dy, N, K, settings, clip, random):
             store_tile(room, 0, g)
             for j in range(0, 128, 16):
                 at, state = n*K + k + j, next_random(state)
-                if j % 32 == 0: prefetch(high, at + 512); prefetch(low, at + 512); prefetch(m, at + 512); prefetch(v, at + 512)
-                adamw_half(high, low, m, v, at, mul(c, load(room, j)), settings, state)
+                if j % 32 == 0: prefetch(p, at + 512); prefetch(m, at + 512); prefetch(v, at + 512)
+                adamw_half(p, m, v, at, mul(c, load(room, j)), settings, state)
         for k in range(tiled, K, 16):
             state = next_random(state)
-            adamw_half(high, low, m, v, n*K + k, gradient_row(dy, n, N, x, k, K, clip), settings, state)
+            adamw_half(p, m, v, n*K + k, gradient_row(dy, n, N, x, k, K, clip), settings, state)
     store_pairs(random, 0, state)
 
 # %% ../nbs/17_lanes.ipynb #171393fe

@@ -40,7 +40,7 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
     step: Literal["plain", "fast"] = Field("fast", description="PyTorch's own step, or the one of notebook 18: the same equations, two to three times as fast on one core, other dropout masks")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products and, with the fast step, of the running means of AdamW; weights, sums and losses stay in float32")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products and, with the fast step, of weights and of the running means of AdamW, which are rounded at random; sums and losses stay in float32")
     freeze: tuple[str, ...] = Field((), description="modules of the model whose weights stay as they are, for example text, audio, cross")
 
     def fine_tuning(self,
