@@ -124,8 +124,8 @@ def _pictured(figure: dict, folder: Path) -> dict:
 
 
 def _groups(out: Path, order: list[str]) -> list[dict]:
-    "Tables and figures under their headings, in the order given; headings that it lacks come last. Tables of runs come before what follows from them."
-    tables, figures = sorted(_entries(out/"tables"), key=lambda t: not t.get("runs")), [_pictured(f, out/"figures") for f in _entries(out/"figures")]
+    "Tables and figures under their headings, in the order given; headings that it lacks come last. Scores come before the effects that follow from them."
+    tables, figures = sorted(_entries(out/"tables"), key=lambda t: "-effects-" in t["name"]), [_pictured(f, out/"figures") for f in _entries(out/"figures")]
     for t in tables: t |= {name: _Safe(t.get(name, "")) for name in ("html", "runs_html")}
     found = dict.fromkeys(e["group"] for e in tables + figures)
     titles = sorted(found, key=lambda t: order.index(t) if t in order else len(order))
