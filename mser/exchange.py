@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .core import InputError, Skipped, attempt_each, check_choice, digest, digest_file, file_name, whole_file
 from .encoders.base import Encoded, EncoderCard
-from .labels import LABEL_WORDS, VAD_ANCHORS, label_of
+from .labels import LABEL_WORDS, label_of
 from .manifest import UNKNOWN_SPEAKER, Manifest, make_manifest, write_manifest
 from .store import FeatureStore, store_fingerprint, write_store
 from .unpickle import load_pickle, reason, short

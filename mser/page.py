@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment
 from nbconvert import HTMLExporter
 
-from .core import read_json, whole_file, write_json
+from .core import read_json, whole_file
 
 # %% ../nbs/33_page.ipynb #2a537375
 STYLE = """
