@@ -83,7 +83,7 @@ def _html_line(columns: Sequence[str], values: Sequence, link: str) -> str:
     "A line of a table; what counts the runs leads to them, or the line's name where nothing does."
     leads = next((c for c in COUNTS if c in columns), columns[0])
     head, *cells = (f'<a href="#{link}">{_html_cell(v)}</a>' if link and c == leads else _html_cell(v) for c, v in zip(columns, values))
-    return f'<tr><th scope="row">{head}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    return f'<tr><th scope="row">{head}</th>' + "".join(f"<td{' class=said'*(len(str(v)) > 28)}>{cell}</td>" for cell, v in zip(cells, values[1:])) + "</tr>"
 
 
 def table_html(
@@ -280,7 +280,7 @@ def calibration_figure(
         ax.plot([0, 1], [0, 1], ls="--", lw=1, color="grey")
         ax.plot(filled["confidence"], filled["accuracy"], color=colour, lw=1)
         ax.scatter(filled["confidence"], filled["accuracy"], s=10 + 200*filled["count"]/filled["count"].sum(), color=colour, clip_on=False)
-        ax.set(title=f"{title}\nECE {100*error:.1f} %", xlabel="confidence", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        ax.set(title=f"{title}\nECE {100*error:.1f} %", xlabel="confidence", xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=(0, .5, 1), xticklabels=("0", "0.5", "1"))
     axes[0, 0].set_ylabel("accuracy")
     return fig
 
@@ -296,8 +296,8 @@ def cost_figure(
     bars = [ua - 100*numbers["ua_low"], 100*numbers["ua_high"] - ua] if "ua_low" in numbers else None
     ax.errorbar(numbers[cost], ua, yerr=bars if bars is None else np.maximum(bars, 0), fmt="none", ecolor="lightgrey", capsize=2)
     for (x, y, name), colour, marker in zip(zip(numbers[cost], ua, numbers["row"]), sns.color_palette("colorblind")*2, "osDv^P<>XphH8d*"):
-        ax.plot(x, y, marker, color=colour, ms=8, label=name)
+        ax.plot(x, y, marker, color=colour, mec="white", mew=0.7, ms=9, label=name)
     ax.set(xlabel=xlabel, ylabel="UA in percent", xscale="log" if (numbers[cost] > 0).all() else "symlog")
-    ax.xaxis.set_major_formatter("{x:,g}")
+    ax.xaxis.set_major_formatter("{x:,.9g}")
     fig.legend(loc="outside right center", frameon=False, fontsize=10)
     return fig
