@@ -36,13 +36,13 @@ nav h2 { font-size: .8rem; text-transform: uppercase; letter-spacing: .06em; col
 figure { margin: 1.6rem 0 2.4rem } figure img { display: block; max-width: 100%; min-width: calc(.52*var(--wide)); height: auto }
 .picture { width: fit-content; max-width: 100%; overflow-x: auto; background: #fff; border: 1px solid var(--line); border-radius: .4rem; padding: .5rem; margin-bottom: .5rem }
 .scroll { overflow-x: auto; margin: .5rem 0 } table { border-spacing: 0; font-variant-numeric: tabular-nums; font-size: .92rem; min-width: 60% }
-th, td { text-align: left; padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top } .said { white-space: normal; min-width: 19.6rem }
+th, td { text-align: left; padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top } .said { white-space: normal; min-width: 13rem }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom } thead th:first-child { white-space: normal } tbody tr:hover > * { background: var(--wash) }
 tbody th { position: sticky; left: 0; background: var(--paper); font-weight: 600; max-width: 22rem; white-space: normal; min-width: 8.5rem }
 strong { font-weight: 750 } .tied { color: var(--accent); font-weight: 700 }
 details { font-size: .9rem } summary { cursor: pointer; color: var(--accent); padding: .15rem 0 } details details { margin-left: 1rem } details ul { columns: 17rem; margin: .3rem 0; padding-left: 1.2rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem } tbody th { max-width: 9.5rem } }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem } tbody th { max-width: 9.5rem } .said { min-width: 20rem } }
 code { background: var(--wash); padding: .1rem .3rem; border-radius: .25rem; overflow-wrap: anywhere; font-size: .92em }
 """
 
