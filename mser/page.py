@@ -40,7 +40,7 @@ th, td { text-align: left; padding: .38rem .8rem .38rem 0; border-bottom: 1px so
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom } thead th:first-child { white-space: normal } tbody tr:hover > * { background: var(--wash) }
 tbody th { position: sticky; left: 0; background: var(--paper); font-weight: 600; max-width: 22rem; white-space: normal; min-width: 8.5rem }
 strong { font-weight: 750 } .tied { color: var(--accent); font-weight: 700 }
-details { font-size: .9rem } summary { cursor: pointer; color: var(--accent); padding: .15rem 0 } details details { margin-left: 1rem } details ul { columns: 17rem; margin: .3rem 0; padding-left: 1.2rem }
+details { font-size: .9rem } summary { cursor: pointer; color: var(--accent); padding: .15rem 0 } details details { margin-left: 1rem } .runs ul { columns: 17rem; margin: .3rem 0; padding-left: 1.2rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem } tbody th { max-width: 9.5rem } .said { min-width: 20rem } }
 code { background: var(--wash); padding: .1rem .3rem; border-radius: .25rem; overflow-wrap: anywhere; font-size: .92em }
@@ -48,7 +48,7 @@ code { background: var(--wash); padding: .1rem .3rem; border-radius: .25rem; ove
 
 # %% ../nbs/33_page.ipynb #1e95f4a0
 STYLE += """
-.claims { list-style: none; padding: 0; margin: .4rem 0 } .claims > li { display: grid; grid-template-columns: 11.5rem 1fr; gap: .2rem 1rem; padding: .6rem 0; border-bottom: 1px solid var(--line) }
+.claims { list-style: none; padding: 0; margin: .4rem 0 } .claims > li { display: grid; grid-template-columns: 13.5rem 1fr; gap: .2rem 1rem; padding: .6rem 0; border-bottom: 1px solid var(--line) }
 .claims p { margin: 0; max-width: none } .ours { color: var(--ink) } .claims .small span + span::before { content: " · " }
 .verdict { justify-self: start; align-self: start; font-size: .85rem; font-weight: 650; padding: .12rem .6rem; border-radius: 1rem; background: var(--wash); color: var(--soft); border: 1px solid currentColor }
 .verdict::before { content: "? "; } .good { background: var(--goodwash); color: var(--good) } .good::before { content: "✓ " } .bad { background: var(--badwash); color: var(--bad) } .bad::before { content: "✗ " }
@@ -56,7 +56,7 @@ STYLE += """
 @media (max-width: 40rem) { .claims > li { grid-template-columns: 1fr } }
 @page { margin: 1.4cm }
 @media print { :root { --ink: #000; --wash: #fff; --soft: #333; --line: #bbb; --accent: #000 } html { font-size: 9.5pt } body { max-width: none; padding: 0 } .page { display: block } nav, .skip, .runs, .files { display: none }
-  section { margin-bottom: 1.2rem; padding-top: .8rem } figure { margin: .6rem 0 1.2rem } figure, tr, li { break-inside: avoid } h2, h3 { break-after: avoid }
+  section { margin-bottom: 1.2rem; padding-top: .8rem } figure { margin: .6rem 0 1.2rem } figure, .scroll, tr, li { break-inside: avoid } h2, h3 { break-after: avoid } p, figcaption, .note { max-width: none }
   figure img { width: calc(.8*var(--wide)); min-width: 0 } .scroll, .picture { overflow: visible } table { font-size: 7.5pt; min-width: 0 } th, td { padding: .25rem .6rem .25rem 0 }
   thead th, tbody th { white-space: normal } .said, tbody th { min-width: 0 } tbody th { position: static } details:not(.runs)::details-content { content-visibility: visible; block-size: auto } }
 """
@@ -64,7 +64,7 @@ STYLE += """
 # %% ../nbs/33_page.ipynb #cb84360e
 MACROS = '''{% macro files(folder, name, suffixes) %}<span class="files">Files:{% for s in suffixes %} <a href="{{ folder }}/{{ name }}.{{ s }}"
 aria-label="{{ name }} as {{ s }}">{{ s }}</a>{% endfor %}</span>{% endmacro %}
-{% macro verdict(text, n=None) %}<span class="verdict {{ tone.get(text, '') }}">{% if n %}{{ n }} {% endif %}{{ text }}</span>{% endmacro %}
+{% macro verdict(text, n=None) %}<span class="verdict {{ tone.get(text, '') }}">{{ text }}{% if n %}: {{ n }}{% endif %}</span>{% endmacro %}
 {% macro run_links(hashes) %}{% if hashes %}<details class="runs"><summary>{{ hashes | length }} runs</summary><ul>{% for h in hashes %}<li><a href="runs/{{ h }}/metrics.json"><code>{{ h }}</code></a></li>{% endfor %}</ul></details>{% endif %}{% endmacro %}
 {% macro claim(c) %}<li>{{ verdict(c.verdict) }}<div><p>{{ c.sentence }}</p><p class="small">{% for said in (("reported " ~ c.reported) if c.reported, c.ours and "ours " ~ c.ours, c.note, c.protocol) if said %}<span{% if said.startswith("ours ") %} class="ours"{% endif %}>{{ said }}</span>{% endfor %}</p>
 {{ run_links(c.runs) }}</div></li>{% endmacro %}
