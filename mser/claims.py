@@ -17,7 +17,7 @@ from .core import read_json, write_json
 from .experiment import PRESETS, Experiment
 from .reported import METRICS, reported
 from .results import Row
-from .runs import LateFusion, Network, RunSpec, RunStore, code_fingerprint
+from .runs import LateFusion, Network, RunStore, code_fingerprint
 from .stats import holm
 from .ties import LEVEL, Difference, tested, ua_difference
 

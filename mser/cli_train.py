@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DATA', 'NETWORK', 'COMPUTING', 'List', 'Folder', 'Order', 'Corpus', 'ProtocolOption', 'train_app', 'Several',
            'with_options', 'option', 'ModeName', 'StepName', 'Precision', 'PresetName', 'ModelName', 'Lists', 'Reading',
-           'Training', 'Contributions', 'Running', 'Keeping', 'Choosing', 'open_lists', 'say_about', 'changed',
-           'say_inert', 'print_plan', 'print_results', 'finish', 'train', 'ablate', 'Methods', 'baseline',
+           'Training', 'Contributions', 'Running', 'Keeping', 'Choosing', 'check_lists', 'open_lists', 'say_about',
+           'changed', 'say_inert', 'print_plan', 'print_results', 'finish', 'train', 'ablate', 'Methods', 'baseline',
            'Source2Target', 'Pair', 'open_pair', 'Tuning', 'finetune', 'Budgets', 'fewshot', 'Adapting', 'adapt',
            'ManyLists', 'combine', 'Trained', 'Encoders', 'Where', 'evaluate', 'schema']
 
@@ -176,6 +176,22 @@ class Choosing:
     model: Annotated[ModelName, option(NETWORK, "The full model, standard cross-attention (baseline), or both side by side.")] = ModelName.both
 
 # %% ../nbs/45_cli_train.ipynb #28993ce2
+def check_lists(
+    lists: Lists,
+    prefix: str, # of the options' names: "source-", "target-"
+    parts: tuple[str, ...], # that must be given
+) -> dict[str, Path]: # part -> list; none with a folder of features
+    "The lists that options name. Raises `InputError` for lists beside a folder, or too few."
+    given = {part: path for part in ("train", "val", "test") if (path := getattr(lists, part))}
+    folder = "features" if not prefix else prefix[:-1]
+    wrong = {"label_order": lists.label_order, **given} if lists.features else {"protocol": lists.protocol}
+    for name, value in wrong.items():
+        if value: raise InputError(f"--{prefix}{name.replace('_', '-')} {'with' if lists.features else 'without'} --{folder}", "Give either lists or a folder")
+    for part in parts:
+        if not lists.features and part not in given: raise InputError(f"--{prefix}{part} is missing", f"Give the list, or a folder of features with --{folder}")
+    return given
+
+
 def open_lists(
     lists: Lists,
     reading: Reading,
@@ -185,13 +201,7 @@ def open_lists(
 ) -> "Source":
     "The corpus that options name. Raises `InputError`."
     from mser.sources import check_dims, from_folder, import_once, open_source
-    given = {part: path for part in ("train", "val", "test") if (path := getattr(lists, part))}
-    folder = "features" if not prefix else prefix[:-1]
-    wrong = {"label_order": lists.label_order, **given} if lists.features else {"protocol": lists.protocol}
-    for name, value in wrong.items():
-        if value: raise InputError(f"--{prefix}{name.replace('_', '-')} {'with' if lists.features else 'without'} --{folder}", "Give either lists or a folder")
-    for part in parts:
-        if not lists.features and part not in given: raise InputError(f"--{prefix}{part} is missing", f"Give the list, or a folder of features with --{folder}")
+    given = check_lists(lists, prefix, parts)
     if lists.features: found = from_folder(lists.features, root, lists.corpus, {"text": reading.text_encoder, "audio": reading.audio_encoder})
     else: found = import_once(given, root, lists.corpus, lists.label_order, progress=True)
     source = open_source(found, root, reading.label_set, lists.protocol, reading.mode.value, parts)

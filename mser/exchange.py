@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'LABEL_ORDERS', 'label_order', 'label_name', 'Listed', 'as_frames', 'encoded_of', 'Room', 'listed_item',
-           'read_list', 'Features', 'imported_card', 'save_features', 'import_lists', 'check_features', 'embeds',
-           'export_lists']
+           'read_list', 'read_lists', 'Features', 'imported_card', 'save_features', 'import_lists', 'label_codes',
+           'check_features', 'embeds', 'write_list', 'export_lists']
 
 # %% ../nbs/06b_exchange.ipynb #35c5fd28
 import itertools, pickle, sys
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import Iterable, NamedTuple, Sequence
 
 import numpy as np, pandas as pd
 from tqdm import tqdm
 
 from .core import InputError, Skipped, attempt_each, check_choice, digest, digest_file, file_name, whole_file
 from .encoders.base import Encoded, EncoderCard
-from .labels import LABEL_WORDS, VAD_ANCHORS, label_of
+from .labels import LABEL_WORDS, label_of
 from .manifest import UNKNOWN_SPEAKER, Manifest, make_manifest, write_manifest
 from .store import FeatureStore, store_fingerprint, write_store
 from .unpickle import load_pickle, reason, short
@@ -146,6 +146,23 @@ def read_list(
 
     return attempt_each(listed, list(enumerate(items)), skip_bad, name=name)
 
+# %% ../nbs/06b_exchange.ipynb #062a3fe4
+def read_lists(
+    files: Sequence[tuple[str | None, Path]], # part and pickle
+    corpus: str, # what the utterances are from
+    order: Sequence[str] | None, # what integer labels mean
+    skip_bad: bool, # list bad items and go on
+    progress: bool, # show a bar on stderr
+) -> tuple[list[Listed], list[Skipped], dict[str, int]]: # utterances, bad items, vector size of each modality
+    "Several lists of one encoder pair. Raises `InputError` with file and item."
+    sizes, listed, skipped = {}, [], []
+    for split, path in tqdm(files, desc=f"import {corpus}", unit="list", file=sys.stderr, disable=not progress):
+        items, bad = read_list(path, sizes, order, split, skip_bad)
+        listed += [item._replace(row={**item.row, "corpus": corpus}) for item in items]
+        skipped += bad
+    if not listed: raise InputError("no utterance could be read", f"The first reason: {skipped[0].reason}", files[0][1])
+    return listed, skipped, sizes
+
 # %% ../nbs/06b_exchange.ipynb #ba417fc9
 class Features(NamedTuple):
     "A corpus as its features: what is imported, and what can be exported."
@@ -191,18 +208,26 @@ def import_lists(
     progress: bool = False, # show a bar on stderr
 ) -> Features:
     "Published lists as manifest and stores. Raises `InputError` with file and item."
-    paths, sizes, listed, skipped = [Path(path) for _, path in files], {}, [], []
-    if len({path.stem for path in paths}) < len(paths):
+    files = [(split, Path(path)) for split, path in files]
+    if len({path.stem for _, path in files}) < len(files):
         raise InputError("two of the lists have one name", "Rename one: utterances are named after their list")
-    for split, path in tqdm(list(zip((split for split, _ in files), paths)), desc=f"import {corpus}", unit="list", file=sys.stderr, disable=not progress):
-        items, bad = read_list(path, sizes, order, split, skip_bad)
-        listed += [item._replace(row={**item.row, "corpus": corpus}) for item in items]
-        skipped += bad
-    if not listed: raise InputError("no utterance could be read", f"The first reason: {skipped[0].reason}", paths[0])
+    listed, skipped, sizes = read_lists(files, corpus, order, skip_bad, progress)
     names = {modality: f"imported-{modality}" for modality in MODALITIES} | (encoders or {})
     cards = {modality: imported_card(modality, sizes[modality], names[modality]) for modality in MODALITIES}
-    source = digest([[split, path.stem, digest_file(path), list(order or ())] for (split, _), path in zip(files, paths)])
+    source = digest([[split, path.stem, digest_file(path), list(order or ())] for split, path in files])
     return save_features(listed, skipped, cards, source, Path(folder), dtype)
+
+# %% ../nbs/06b_exchange.ipynb #1aca8afd
+def label_codes(
+    labels: Iterable[str], # of the utterances
+    order: Sequence[str], # what 0, 1, 2, ... mean
+) -> dict[str, int]:
+    "The number of each label. Raises `InputError` for a label that the order lacks."
+    labels, meant = set(labels), [LABEL_WORDS.get(word, word) for word in order]
+    codes = {label: meant.index(name) for label in labels if (name := LABEL_WORDS.get(label, label)) in meant}
+    if lacking := sorted(labels - set(codes)):
+        raise InputError(f"label {lacking[0]!r} is not in the order {', '.join(order)}", "Name every label")
+    return codes
 
 # %% ../nbs/06b_exchange.ipynb #b513c0ef
 def check_features(
@@ -223,6 +248,22 @@ def embeds(
     return np.split(values, np.cumsum(lengths)[:-1])
 
 
+def write_list(
+    path: Path, # the pickle; its CSV file stands beside it
+    features: Features,
+    part: pd.DataFrame, # rows of the manifest
+    codes: dict[str, int], # number of each label
+    frames: bool, # tokens and frames instead of vectors
+) -> None:
+    "Write some utterances as a list, and what a list cannot say."
+    import torch
+    columns = [embeds(store, part["id"], frames) for store in features[1:]]
+    items = [{"text_embed": torch.tensor(text), "audio_embed": torch.tensor(audio), "label": torch.tensor(codes[label])}
+             for text, audio, label in zip(*columns, part.label)]
+    with whole_file(path) as temporary: temporary.write_bytes(pickle.dumps(items))
+    with whole_file(path.with_suffix(".csv")) as temporary: part.to_csv(temporary, index=False)
+
+
 def export_lists(
     features: Features,
     folder: str | Path, # where the lists go: corpus_part.pkl, and corpus.pkl for utterances of no part
@@ -231,22 +272,13 @@ def export_lists(
     progress: bool = False, # show a bar on stderr
 ) -> list[Path]: # the lists
     "Write the lists that published code reads. Raises `InputError` for a label that the order lacks."
-    import torch
     check_features(features)
     table, paths = features.manifest.table, []
-    meant = [LABEL_WORDS.get(word, word) for word in order]
-    code = {label: meant.index(name) for label in set(table.label) if (name := LABEL_WORDS.get(label, label)) in meant}
-    if lacking := sorted(set(table.label) - set(code)):
-        raise InputError(f"label {lacking[0]!r} is not in the order {', '.join(order)}", "Name every label")
+    codes = label_codes(table.label, order)
     if len({file_name(corpus) for corpus in table.corpus}) < table.corpus.nunique():
         raise InputError("two corpora would share a file", "Export them one by one")
     groups = table.groupby([table.corpus, table.split.fillna("")], sort=True)
     for (corpus, split), part in tqdm(list(groups), desc="export", unit="list", file=sys.stderr, disable=not progress):
-        columns = [embeds(store, part["id"], frames) for store in features[1:]]
-        items = [{"text_embed": torch.tensor(text), "audio_embed": torch.tensor(audio), "label": torch.tensor(code[label])}
-                 for text, audio, label in zip(*columns, part.label)]
-        path = Path(folder)/f"{file_name(f'{corpus}_{split}' if split else corpus)}.pkl"
-        with whole_file(path) as temporary: temporary.write_bytes(pickle.dumps(items))
-        with whole_file(path.with_suffix(".csv")) as temporary: part.to_csv(temporary, index=False)
-        paths.append(path)
+        paths.append(Path(folder)/f"{file_name(f'{corpus}_{split}' if split else corpus)}.pkl")
+        write_list(paths[-1], features, part, codes, frames)
     return paths

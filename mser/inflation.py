@@ -6,12 +6,10 @@
 __all__ = ['known_share', 'honest_splits', 'with_test_speakers', 'blind', 'test_selects', 'chosen_epochs', 'inflation']
 
 # %% ../nbs/28a_inflation.ipynb #11f999c1
-from dataclasses import replace
-
 import numpy as np, pandas as pd
 
 from .core import InputError
-from .experiment import DoesNotApply, Experiment
+from .experiment import DoesNotApply
 from .manifest import Manifest
 from .protocols import Splits, dealt, make_splits
 from .results import Row, clusters

@@ -16,7 +16,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets import Unicode
 from traitlets.config import Config
 
-from .core import InputError, cannot_write, check_choice, project_root, whole_file
+from .core import cannot_write, check_choice, project_root, whole_file
 from .page import notebook_page
 
 # %% ../nbs/31a_notebook.ipynb #b3929c2b

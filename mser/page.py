@@ -12,13 +12,13 @@ from pathlib import Path
 from jinja2 import Environment
 from nbconvert import HTMLExporter
 
-from .core import read_json, whole_file, write_json
+from .core import read_json, whole_file
 
 # %% ../nbs/33_page.ipynb #2a537375
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b2230; --soft: #566072; --line: #dadfe6; --paper: #fff; --wash: #f4f6f9; --accent: #0b5a8a; --warn: #7a4300; --warnwash: #fff3e0;
   --good: #00654a; --goodwash: #e0f4ec; --bad: #a03a00; --badwash: #fdeae0 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7eaef; --soft: #a5aebb; --line: #39414d; --paper: #13171d; --wash: #1c222a; --accent: #7cc4f0; --warn: #ffc875;
+@media screen and (prefers-color-scheme: dark) { :root { --ink: #e7eaef; --soft: #a5aebb; --line: #39414d; --paper: #13171d; --wash: #1c222a; --accent: #7cc4f0; --warn: #ffc875;
   --warnwash: #33270f; --good: #6fd6b0; --goodwash: #10302a; --bad: #ffa37a; --badwash: #3a2016 } }
 * { box-sizing: border-box } html { scroll-padding-top: 1rem }
 body { margin: 0 auto; padding: 0 1.25rem 4rem; max-width: 84rem; background: var(--paper); color: var(--ink); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", sans-serif }
@@ -33,40 +33,44 @@ nav ul { list-style: none; padding: 0; margin: .4rem 0 } nav a { display: block;
 nav h2 { font-size: .8rem; text-transform: uppercase; letter-spacing: .06em; color: var(--soft); margin: 1.4rem 0 .2rem .6rem }
 @media (min-width: 64rem) { .page { display: grid; grid-template-columns: 13rem minmax(0, 1fr); gap: 2.5rem } nav { position: sticky; top: 0; max-height: 100vh; overflow: auto; align-self: start } }
 @media (max-width: 63.99rem) { nav ul { display: flex; flex-wrap: wrap; gap: .2rem } nav a { background: var(--wash) } nav h2 { margin-left: 0 } }
-figure { margin: 1.6rem 0 2.4rem } figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: .4rem; padding: .5rem; margin-bottom: .5rem }
-.scroll { overflow-x: auto; margin: .5rem 0 } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; min-width: 60% }
-th, td { text-align: left; padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top } td:last-child { white-space: normal; min-width: 13rem }
-thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom } tbody tr:hover > * { background: var(--wash) }
+figure { margin: 1.6rem 0 2.4rem } figure img { display: block; max-width: 100%; min-width: calc(.52*var(--wide)); height: auto }
+.picture { width: fit-content; max-width: 100%; overflow-x: auto; background: #fff; border: 1px solid var(--line); border-radius: .4rem; padding: .5rem; margin-bottom: .5rem }
+.scroll { overflow-x: auto; margin: .5rem 0 } table { border-spacing: 0; font-variant-numeric: tabular-nums; font-size: .92rem; min-width: 60% }
+th, td { text-align: left; padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top } .said { white-space: normal; min-width: 13rem }
+thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom } thead th:first-child { white-space: normal } tbody tr:hover > * { background: var(--wash) }
 tbody th { position: sticky; left: 0; background: var(--paper); font-weight: 600; max-width: 22rem; white-space: normal; min-width: 8.5rem }
 strong { font-weight: 750 } .tied { color: var(--accent); font-weight: 700 }
-details { font-size: .9rem } summary { cursor: pointer; color: var(--accent); padding: .15rem 0 } details details { margin-left: 1rem } details ul { columns: 17rem; margin: .3rem 0; padding-left: 1.2rem }
+details { font-size: .9rem } summary { cursor: pointer; color: var(--accent); padding: .15rem 0 } details details { margin-left: 1rem } .runs ul { columns: 17rem; margin: .3rem 0; padding-left: 1.2rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem } tbody th { max-width: 9.5rem } }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem } tbody th { max-width: 9.5rem } .said { min-width: 20rem } }
 code { background: var(--wash); padding: .1rem .3rem; border-radius: .25rem; overflow-wrap: anywhere; font-size: .92em }
 """
 
 # %% ../nbs/33_page.ipynb #1e95f4a0
 STYLE += """
-.claims { list-style: none; padding: 0; margin: .4rem 0 } .claims > li { display: grid; grid-template-columns: 11.5rem 1fr; gap: .2rem 1rem; padding: .6rem 0; border-bottom: 1px solid var(--line) }
+.claims { list-style: none; padding: 0; margin: .4rem 0 } .claims > li { display: grid; grid-template-columns: 13.5rem 1fr; gap: .2rem 1rem; padding: .6rem 0; border-bottom: 1px solid var(--line) }
 .claims p { margin: 0; max-width: none } .ours { color: var(--ink) } .claims .small span + span::before { content: " · " }
 .verdict { justify-self: start; align-self: start; font-size: .85rem; font-weight: 650; padding: .12rem .6rem; border-radius: 1rem; background: var(--wash); color: var(--soft); border: 1px solid currentColor }
 .verdict::before { content: "? "; } .good { background: var(--goodwash); color: var(--good) } .good::before { content: "✓ " } .bad { background: var(--badwash); color: var(--bad) } .bad::before { content: "✗ " }
 .none { border-style: dashed } .none::before { content: "– " } .counts { display: flex; flex-wrap: wrap; gap: .5rem; list-style: none; padding: 0 } .counts .verdict { font-size: .95rem }
 @media (max-width: 40rem) { .claims > li { grid-template-columns: 1fr } }
-@media print { :root { --ink: #000; --paper: #fff; --wash: #fff; --soft: #333; --line: #bbb; --accent: #000 } body { max-width: none; font-size: 9pt; padding: 0 } .page { display: block } nav, .skip, .runs, .files { display: none }
-  figure, tr, li { break-inside: avoid } th, td { white-space: normal; padding-right: .4rem } table { font-size: 7.5pt } h2, h3 { break-after: avoid } .scroll { overflow: visible } tbody th { position: static; min-width: 0 } }
+@page { margin: 1.4cm }
+@media print { :root { --ink: #000; --wash: #fff; --soft: #333; --line: #bbb; --accent: #000 } html { font-size: 9.5pt } body { max-width: none; padding: 0 } .page { display: block } nav, .skip, .runs, .files { display: none }
+  section { margin-bottom: 1.2rem; padding-top: .8rem } figure { margin: .6rem 0 1.2rem } figure, .scroll, tr, li { break-inside: avoid } h2, h3 { break-after: avoid } p, figcaption, .note { max-width: none }
+  figure img { width: calc(.8*var(--wide)); min-width: 0 } .scroll, .picture { overflow: visible } table { font-size: 7.5pt; min-width: 0 } th, td { padding: .25rem .6rem .25rem 0 }
+  thead th, tbody th { white-space: normal } .said, tbody th { min-width: 0 } tbody th { position: static } details:not(.runs)::details-content { content-visibility: visible; block-size: auto } }
 """
 
 # %% ../nbs/33_page.ipynb #cb84360e
 MACROS = '''{% macro files(folder, name, suffixes) %}<span class="files">Files:{% for s in suffixes %} <a href="{{ folder }}/{{ name }}.{{ s }}"
 aria-label="{{ name }} as {{ s }}">{{ s }}</a>{% endfor %}</span>{% endmacro %}
-{% macro verdict(text, n=None) %}<span class="verdict {{ tone.get(text, '') }}">{% if n %}{{ n }} {% endif %}{{ text }}</span>{% endmacro %}
+{% macro verdict(text, n=None) %}<span class="verdict {{ tone.get(text, '') }}">{{ text }}{% if n %}: {{ n }}{% endif %}</span>{% endmacro %}
 {% macro run_links(hashes) %}{% if hashes %}<details class="runs"><summary>{{ hashes | length }} runs</summary><ul>{% for h in hashes %}<li><a href="runs/{{ h }}/metrics.json"><code>{{ h }}</code></a></li>{% endfor %}</ul></details>{% endif %}{% endmacro %}
 {% macro claim(c) %}<li>{{ verdict(c.verdict) }}<div><p>{{ c.sentence }}</p><p class="small">{% for said in (("reported " ~ c.reported) if c.reported, c.ours and "ours " ~ c.ours, c.note, c.protocol) if said %}<span{% if said.startswith("ours ") %} class="ours"{% endif %}>{{ said }}</span>{% endfor %}</p>
 {{ run_links(c.runs) }}</div></li>{% endmacro %}
 {% macro table(t) %}<figure><figcaption id="{{ t.name }}">{{ t.caption }} {{ files("tables", t.name, ("csv", "md", "tex", "html")) }}</figcaption>
 <div class="scroll" tabindex="0" role="region" aria-labelledby="{{ t.name }}">{{ t.html }}</div>{{ t.runs_html }}</figure>{% endmacro %}
-{% macro figure(f) %}<figure><img alt="{{ f.alt }}" src="data:image/png;base64,{{ f.png }}" width="{{ f.width }}" height="{{ f.height }}" loading="lazy"><figcaption>{{ f.caption }} {{ files("figures", f.name, ("png", "svg")) }}</figcaption></figure>{% endmacro %}
+{% macro figure(f) %}<figure><div class="picture"><img alt="{{ f.alt }}" src="data:image/png;base64,{{ f.png }}" width="{{ f.width }}" height="{{ f.height }}" style="--wide: {{ f.width }}px" loading="lazy"></div><figcaption>{{ f.caption }} {{ files("figures", f.name, ("png", "svg")) }}</figcaption></figure>{% endmacro %}
 '''
 
 # %% ../nbs/33_page.ipynb #50567fc1
@@ -84,7 +88,7 @@ CLOSING = '''{% if report.not_applicable %}<section aria-labelledby="not-applica
 <dl>{% for e in report.not_applicable %}<dt>{{ e.notebook }}</dt><dd>{{ e.reason }}</dd>{% endfor %}</dl></section>{% endif %}
 {% if report.skipped %}<section aria-labelledby="skipped"><h2 id="skipped">Left out</h2><p>{{ report.skipped | length }} utterances could not be used and were left out, as asked for with
 <code>--skip-bad</code>.</p><div class="scroll" tabindex="0" role="region" aria-labelledby="skipped"><table><thead><tr><th scope="col">utterance</th><th scope="col">reason</th></tr></thead><tbody>
-{% for s in report.skipped %}<tr><th scope="row">{{ s.item }}</th><td>{{ s.reason }}</td></tr>{% endfor %}</tbody></table></div></section>{% endif %}
+{% for s in report.skipped %}<tr><th scope="row">{{ s.item }}</th><td class="said">{{ s.reason }}</td></tr>{% endfor %}</tbody></table></div></section>{% endif %}
 <section aria-labelledby="provenance"><h2 id="provenance">Provenance</h2>
 {% if report.notebooks %}<div class="scroll" tabindex="0" role="region" aria-label="Executed notebooks"><table><thead><tr><th scope="col">notebook, with code and output</th><th scope="col">seconds</th><th scope="col">runs computed now</th>
 <th scope="col">ended</th></tr></thead><tbody>{% for n in report.notebooks %}<tr><th scope="row"><a href="notebooks/{{ n.name }}.html">{{ n.name }}</a></th><td>{{ n.seconds }}</td><td>{{ n.computed }}</td>
@@ -113,7 +117,7 @@ Its numbers say how the methods behave where the truth is known. They say nothin
 # %% ../nbs/33_page.ipynb #a7ad733c
 def _entries(folder: Path) -> list[dict]:
     "The JSON files beside tables or figures, in the order of their names."
-    return [read_json(p) for p in sorted(folder.glob("*.json"))]
+    return [read_json(p) for p in sorted(folder.glob("*.json"), key=lambda p: p.stem)]
 
 
 def _pictured(figure: dict, folder: Path) -> dict:
@@ -124,8 +128,8 @@ def _pictured(figure: dict, folder: Path) -> dict:
 
 
 def _groups(out: Path, order: list[str]) -> list[dict]:
-    "Tables and figures under their headings, in the order given; headings that it lacks come last. Tables of runs come before what follows from them."
-    tables, figures = sorted(_entries(out/"tables"), key=lambda t: not t.get("runs")), [_pictured(f, out/"figures") for f in _entries(out/"figures")]
+    "Tables and figures under their headings, in the order given; headings that it lacks come last. Scores come before the effects that follow from them."
+    tables, figures = sorted(_entries(out/"tables"), key=lambda t: "-effects-" in t["name"]), [_pictured(f, out/"figures") for f in _entries(out/"figures")]
     for t in tables: t |= {name: _Safe(t.get(name, "")) for name in ("html", "runs_html")}
     found = dict.fromkeys(e["group"] for e in tables + figures)
     titles = sorted(found, key=lambda t: order.index(t) if t in order else len(order))

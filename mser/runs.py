@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Iterator, Literal, NamedTuple, Sequence, Union
 
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm

@@ -223,10 +223,15 @@ def write_sources(
             page.cells.append(nbformat.v4.new_markdown_cell(navigation(groups)))
         (out/name).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(page, out/f"{name}.ipynb")
-    (out/"api").mkdir()
-    for module in modules: (out/"api"/f"mser.{module}.rst").write_text(api_page(module), encoding="utf-8")
-    (out/"api"/"index.rst").write_text(_api_index(modules), encoding="utf-8")
+    _write_reference(modules, out/"api")
     return list(names.values())
+
+
+def _write_reference(modules: list[str], folder: Path) -> None:
+    "A page of reference for each module, and their contents."
+    folder.mkdir()
+    for module in modules: (folder/f"mser.{module}.rst").write_text(api_page(module), encoding="utf-8")
+    (folder/"index.rst").write_text(_api_index(modules), encoding="utf-8")
 
 # %% ../nbs/35_site.ipynb #2503249f
 STYLE = """

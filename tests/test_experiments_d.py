@@ -37,6 +37,8 @@ def finished(work, name, *tables, **own):
     for table in tables:
         for suffix in (".csv", ".md", ".tex", ".json"): assert (work.root/"tables"/f"{table}{suffix}").stat().st_size > 100, table
         assert "Simulated data" in (work.root/"tables"/f"{table}.md").read_text()
+        html = json.loads((work.root/"tables"/f"{table}.json").read_text())["html"]
+        assert html.count('href="#') == html.count('scope="row"') > 0, table # every line leads to its runs
 
 
 def test_combined_networks_are_tested_on_each_corpus_by_itself(work):

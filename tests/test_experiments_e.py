@@ -1,4 +1,5 @@
 """What inflates, breaks, explains and costs: the four notebooks on tiny corpora, and properties of what they are made of."""
+import re
 from pathlib import Path
 
 import numpy as np
@@ -87,12 +88,22 @@ def ran(name, out, corpora=None):
 def table(out, name): return pd.read_csv(out/"tables"/f"{name}.csv")
 
 
+def leads(out, name, n_lines):
+    "Does every line of a table lead to runs that are there? The runs by row."
+    told = read_json(out/"tables"/f"{name}.json")
+    links, places = re.findall(r'href="#([^"]+)"', told["html"]), re.findall(r'id="([^"]+)"', told["runs_html"])
+    assert len(links) == n_lines and set(links) <= set(places), name
+    assert all((out/"runs"/h/"metrics.json").exists() for hashes in told["runs"].values() for h in hashes), name
+    return told["runs"]
+
+
 def test_protocols(workspace):
     ran("protocols", workspace)
     numbers = table(workspace, "protocols-sim-cremad")
     assert numbers["what is wrong"].tolist() == [*["test speakers in training"]*2, *["random split"]*2, "epoch chosen on test"]
     assert np.allclose(numbers.wrong - numbers.honest, numbers.difference)
     assert numbers.difference.iloc[-1] >= 0  # by construction
+    assert [len(hashes) for hashes in leads(workspace, "protocols-sim-cremad", 5).values()] == numbers.runs.tolist()
     assert "not results" in read_json(workspace/"tables"/"protocols-sim-cremad.json")["caption"]
     assert ran("protocols", workspace).computed == 0
 
@@ -102,6 +113,7 @@ def test_robustness(workspace):
     numbers = table(workspace, "robustness-sim-cremad")
     assert set(numbers.model) == {"full model", "cross-attention", "late fusion"}
     assert sorted(numbers.severity.dropna().unique()) == [0.1, 0.2, 0.3, 0.4, 0.5] and numbers.ua.between(0, 1).all()
+    assert set(leads(workspace, "robustness-sim-cremad", 8)) == set(numbers.model)
     assert "Noise does not apply" in read_json(workspace/"tables"/"robustness-sim-cremad.json")["caption"]
     clean, store = numbers[numbers.corruption == "nothing"].set_index("model").ua, RunStore(workspace/"runs")
     kept = [p.parent.name for p in (workspace/"runs").glob("*/model.safetensors")]
@@ -115,6 +127,7 @@ def test_interpretation(workspace):
     gates = table(workspace, "interpretation-sim-cremad-2-gates")
     assert len(gates) == 8 and gates["mean"].between(0, 1).all() and (gates.reliability[gates.modality == "text"] == 0).all()
     assert table(workspace, "interpretation-sim-cremad-3-knock-out")["mean"].between(-1, 1).all()
+    assert leads(workspace, "interpretation-sim-cremad-2-gates", 4) == leads(workspace, "interpretation-sim-cremad-3-knock-out", 3)
     for name in ("1-attention", "sim-cremad-2-gates", "sim-cremad-3-knock-out", "sim-cremad-4-vad", "sim-cremad-5-embeddings"):
         assert (workspace/"figures"/f"interpretation-{name}.svg").exists()
 
@@ -126,3 +139,4 @@ def test_efficiency(workspace):
     assert (size.training_bytes > 16*size.parameters).all()
     for name in ("throughput", "scaling", "cost"): assert "easured" in read_json(workspace/"tables"/f"efficiency-sim-cremad-measured-{name}.json")["caption"]
     assert (table(workspace, "efficiency-sim-cremad-measured-cost").seconds > 0).all()
+    leads(workspace, "efficiency-sim-cremad-measured-cost", 10)
