@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .core import InputError
 from .dataset import SpeechData
 from .losses import TotalLoss
-from .parallel import process_pool
+from .parallel import executor
 from .runs import LateFusion, Network, RunSpec, run_many
 from .training import Training, build, predict, train_epoch
 
@@ -95,7 +95,7 @@ def runs_per_minute(
 ) -> float:
     "How many runs finish in a minute. Raises `InputError` with fewer runs than would keep all processes busy."
     if len(specs) < 2*workers: raise InputError(f"{len(specs)} runs for {workers} processes", "Give two for each at least")
-    with TemporaryDirectory() as folder, process_pool(workers) as pool:
+    with TemporaryDirectory() as folder, executor(workers) as pool:
         for name in ("manifests", "features", "splits"): (Path(folder)/name).symlink_to(Path(root).absolute()/name, target_is_directory=True)
         _warm(pool, specs, Path(folder), workers)
         start = time.perf_counter()

@@ -20,7 +20,7 @@ from .dataset import SpeechData
 from .experiment import PROFILES, Experiment, Preset
 from .losses import LossConfig
 from .model import MultimodalSER
-from .parallel import process_pool
+from .parallel import executor
 from .prepare import prepare_simulated, prepare_splits
 from .runs import RunSpec, RunStore, Value, code_fingerprint, parts_of, run_many
 from .stats import compare, mean_interval
@@ -105,7 +105,7 @@ def run_trials(
     if len({c.name for c in cases}) < len(cases): raise InputError("two cases have one name", "Give each its own")
     root = project_root()/"data"/"evidence" if root is None else Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root/".lock"), process_pool(workers) as pool:
+    with FileLock(root/".lock"), executor(workers) as pool:
         trials = [trial(case, mode, seed, root) for mode, n in seeds.items() for case in cases for seed in range(n)]
         specs = [t.spec for t in trials]
         run_many(specs, root, pool, [s.hash for s in specs], progress)

@@ -85,7 +85,7 @@ def against(
     differences = wide.drop(columns=reference).sub(wide[reference], axis=0)
     differences = pd.concat([differences, pd.concat({"all corpora": differences.groupby("seed").mean()}, names=["corpus"])])
     out = []
-    for (corpus, name), values in differences.stack().groupby(level=[0, 2], sort=False): # a slow candidate may have fewer seeds
+    for (corpus, name), values in differences.stack().dropna().groupby(level=[0, 2], sort=False): # a slow candidate may have fewer seeds
         mean, half_width = mean_interval(values.to_numpy())[:2]
         out.append({"corpus": corpus, "candidate": name, "difference": mean, "half_width": half_width, "seeds": len(values)})
     return pd.DataFrame(out)

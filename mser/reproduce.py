@@ -174,8 +174,9 @@ class Plan(NamedTuple):
 
     def nodes(self, row_seconds: float | None = None) -> list[Node]: # seconds of one row, under `paper`
         "The graph of the chosen notebooks, with the time that is expected of each."
-        pace = {"smoke": lambda n: 15.0, "quick": lambda n: n.seconds, "paper": lambda n: 15 + n.rows*row_seconds/self.request.workers}[self.request.profile]
-        return [n._replace(seconds=pace(self.needs[n.name])) for n in graph(self.needs, self.chosen)]
+        profile = self.request.profile
+        pace = {"smoke": lambda n: 8 + n.seconds/10, "quick": lambda n: n.seconds, "paper": lambda n: 15 + n.rows*row_seconds/self.request.workers}[profile]
+        return [n._replace(seconds=pace(self.needs[n.name]), alone=n.alone and profile != "smoke") for n in graph(self.needs, self.chosen)] # nobody reads times of a smoke run
 
 
 def plan(request: Request) -> Plan:
