@@ -42,7 +42,7 @@ check-notebooks: $(VENV)/.installed-dev
 
 notebooks: $(VENV)/.installed-dev  ## export the package, then run every notebook top to bottom, in place
 	$(BIN)/nbdev_export
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.extra_arguments="['--IPKernelApp.log_level=40']" nbs/*.ipynb nbs/experiments/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN --ExecutePreprocessor.extra_arguments="['--IPKernelApp.log_level=40']" nbs/*.ipynb $(filter-out nbs/experiments/presets.ipynb,$(wildcard nbs/experiments/*.ipynb))
 	$(BIN)/nbdev_clean
 
 figures: reproduce  ## keep what the default run rendered in figures/, for the README
