@@ -45,7 +45,7 @@ def folder(tmp_path):
 def call(folder, only=(), **settings):
     "The executed notebooks by name, what the report says of them, and what was told. The corpora are prepared already, so to say: these notebooks read none."
     log = io.StringIO()
-    request = Request({"sim-iemocap": None}, "smoke", out=str(folder.parent/"out"), only=tuple(only), notebooks=str(folder), **settings)
+    request = Request({"sim-iemocap": None}, "quick", out=str(folder.parent/"out"), only=tuple(only), notebooks=str(folder), **settings)
     executed = run_notebooks(plan(request), ABOUT, Console(file=log, force_terminal=False))
     return {e.name: e for e in executed}, report_data(request, ABOUT, executed, 1.0), log.getvalue()
 
@@ -127,6 +127,11 @@ def test_nothing_is_made_from_tables_that_are_not_true_any_more(folder):
     assert read(folder, "verdict") == "first-x, timing-x"
     executed, *_ = call(folder, only=["verdict"], preset="paper")
     assert list(executed) == ["verdict"] and read(folder, "verdict") == "verdict-x"  # its own, from before
+
+
+def test_a_smoke_run_measures_nothing_alone(folder):
+    alone = lambda profile: {n.name for n in plan(Request({"sim-iemocap": None}, profile, out=str(folder.parent/"out"), notebooks=str(folder))).nodes() if n.alone}
+    assert alone("quick") == {"timing"} and not alone("smoke")
 
 
 def test_what_else_is_chosen_changes_nothing(folder):
