@@ -119,7 +119,7 @@ class RunSpec(Value):
         return None
 
 # %% ../nbs/23_runs.ipynb #2188d122
-DECISIVE_MODULES = tuple("mser." + m for m in "adaptation attention baselines contrastive dataset fusion lanes late_fusion losses metrics model runs step training".split())
+DECISIVE_MODULES = tuple("mser." + m for m in "adaptation attention baselines contrastive dataset fusion lanes late_fusion losses metrics model network runs step tape training".split())
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

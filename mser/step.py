@@ -114,7 +114,7 @@ class FastStep(PlainStep):
 
     def __exit__(self, *error):
         for fast in self.stand_ins: del fast.layer.forward
-        for network in self.networks: network.tape.whole()
+        for network in self.networks: network.tape.whole(); network.tape.close()  # an error may have come between the two passes
 
     def __call__(self, loss: Tensor) -> float: # gradient norm before clipping
         "One update by the gradient of the loss."

@@ -74,10 +74,11 @@ class Learned:
     def bind(self, optimiser: torch.optim.AdamW) -> None:
         "Find the count of updates and the running means, made as PyTorch makes them; those of a bfloat16 weight are bfloat16."
         if self.bound_to is optimiser.state: return  # as in the step before; a state that was loaded is another one
+        self.group = next((i for i, group in enumerate(optimiser.param_groups) if any(p is self.parameter for p in group["params"])), None)
+        if self.group is None: raise ValueError("the optimiser does not know a parameter that has a gradient")
         state, kind = optimiser.state[self.parameter], torch.bfloat16 if self.half else torch.float32
         if not state: state.update(step=torch.zeros(()), **{name: torch.zeros_like(self.parameter, dtype=kind) for name in MEANS})
         for name in MEANS: state[name] = state[name].to(kind)
-        self.group = next((i for i, group in enumerate(optimiser.param_groups) if any(p is self.parameter for p in group["params"])), None)
         self.count, (self.m, self.v), self.bound_to = state["step"].numpy(), (flat(state[name]) for name in MEANS), optimiser.state
 
 

@@ -203,6 +203,16 @@ def test_model_is_left_as_it_was():
     copy.deepcopy(model)
 
 
+def test_an_error_between_the_passes_leaves_nothing_on_the_tape():
+    model, loss = training()
+    other = copy.deepcopy(model)
+    steps = [FastStep(m, optimiser(m), 0.7) for m in (model, other)]
+    with pytest.raises(RuntimeError, match="stop"):
+        with steps[0]: loss(model, 0); raise RuntimeError("stop")
+    for step in steps: run(step, loss)
+    for a, b in zip(model.parameters(), other.parameters()): assert torch.equal(a, b)
+
+
 def test_evaluation_inside_a_step_is_plain():
     model, loss = training()
     x = torch.randn(4, 1, 32), torch.randn(4, 1, 48)
