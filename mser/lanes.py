@@ -746,7 +746,7 @@ def shift_back(dy, N, dx, dvector):
             dvector[n] += total(g)
             store(dx, at, add(load(dx, at), g)); store(dy, at, fill(np.float32(0)))
 
-
+# %% ../nbs/17_lanes.ipynb #1d4f6918
 @njit(**COMPILE)
 def sigmoid(x):
     "1/(1 + e^-x)."

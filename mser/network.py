@@ -108,7 +108,7 @@ class NetworkFunction(torch.autograd.Function):
         ctx.network.tape.back(ctx.p, [value for value, _ in given])
         return (None,)*(2 + len(ctx.network.tape.inputs))
 
-
+# %% ../nbs/17b_network.ipynb #48faaa4f
 class Network:
     "Stands in for the `forward` of a model, on tape where the batch allows."
     def __init__(self,
