@@ -34,6 +34,7 @@ class Profile(Value):
     seeds: int = Field(ge=1, description="random seeds per configuration")
     preset: str = Field("paper", description="the preset of experiments that show one")
     folds: int | None = Field(None, description="folds per protocol; None for all")
+    whole: int = Field(0, ge=0, description="a real corpus of at most so many utterances is tested in all its folds nevertheless: a fold costs little, and is one or two speakers")
     other_folds: int | None = Field(None, description="folds of experiments that compare methods rather than say how good one is; None for as many as `folds`")
     max_epochs: int | None = Field(None, description="upper limit on the preset's epochs; None for none")
     slow_seeds: int | None = Field(None, ge=1, description="seeds under a preset that is marked slow; None for as many as the others")
@@ -42,7 +43,7 @@ class Profile(Value):
 
 PROFILES = {p.name: p for p in [
     Profile(name="smoke", seeds=1, preset="tuned", folds=2, max_epochs=2, scale=0.05),
-    Profile(name="quick", seeds=3, slow_seeds=1, preset="tuned", folds=3, other_folds=2, scale=0.1),
+    Profile(name="quick", seeds=3, slow_seeds=1, preset="tuned", folds=3, whole=1000, other_folds=2, scale=0.1),
     Profile(name="paper", seeds=5),
 ]}
 
@@ -92,7 +93,10 @@ class Experiment:
         return self.prepared.corpus.name + ("" if own else f"-{len(self.label_set)}-classes")
 
     @cached_property
-    def folds(self) -> range: return range(min(self.splits.n_folds, self.profile.folds or self.splits.n_folds))
+    def folds(self) -> range:
+        "The folds that say how good a method is."
+        small = not self.prepared.corpus.simulated and len(self.prepared.manifest) <= self.profile.whole
+        return range(min(self.splits.n_folds, (None if small else self.profile.folds) or self.splits.n_folds))
 
     @cached_property
     def other_folds(self) -> range: return range(min(len(self.folds), self.profile.other_folds or len(self.folds)))
