@@ -182,7 +182,8 @@ def test_stopped_in_the_middle_it_leaves_no_process_and_goes_on(tmp_path, stop):
     for name in ("slow", "slower"): write(folder, name, SLOW.replace("NAME", name), after=["quick"])
     write(folder, "quick", "table('quick', 'done')")
     (tmp_path/"call.py").write_text(CALL)
-    process = subprocess.Popen([sys.executable, tmp_path/"call.py", folder, out], stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen([sys.executable, tmp_path/"call.py", folder, out], stderr=subprocess.DEVNULL, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # tests that a shell runs in the background ignore Ctrl-C, and so would this
     deadline = time.time() + 120
     while len(pids := [p.name.removeprefix("pid-") for p in out.glob("pid-*")]) < 2 and time.time() < deadline and process.poll() is None: time.sleep(0.1)
     assert len(pids) == 2 and all(map(alive, pids))
