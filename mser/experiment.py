@@ -119,21 +119,23 @@ class Experiment:
         return DataSpec(corpus=self.prepared.corpus.name, manifest=self.prepared.manifest.fingerprint, text=text, audio=audio,
                         splits=self.splits.fingerprint, label_set=self.label_set, mode=self.mode)
 
-    @property
-    def about(self) -> dict:
-        "What the report says of the data."
-        p, corpus = self.prepared, self.prepared.corpus
-        data = (f"{len(p.manifest)} utterances, manifest {p.manifest.fingerprint}, text {p.text.card.name} ({p.text.path.name}), "
-                f"audio {p.audio.card.name} ({p.audio.path.name}), splits {self.splits.fingerprint}; {corpus.source}; licence: {corpus.licence}")
-        return {"corpus": corpus.name, "title": self.title, "short_title": corpus.title, "simulated": corpus.simulated, "data": data,
-                "skipped": [s._asdict() for s in p.skipped]}
+# %% ../nbs/25_experiment.ipynb #78286863
+@patch(as_prop=True)
+def about(self: Experiment) -> dict:
+    "What the report says of the data."
+    p, corpus = self.prepared, self.prepared.corpus
+    data = (f"{len(p.manifest)} utterances, manifest {p.manifest.fingerprint}, text {p.text.card.name} ({p.text.path.name}), "
+            f"audio {p.audio.card.name} ({p.audio.path.name}), splits {self.splits.fingerprint}; {corpus.source}; licence: {corpus.licence}")
+    return {"corpus": corpus.name, "title": self.title, "short_title": corpus.title, "simulated": corpus.simulated, "data": data,
+            "skipped": [s._asdict() for s in p.skipped]}
 
-    @property
-    def dims(self) -> dict[str, int]:
-        "What a network has to know of the corpus: the widths of its features and the number of its classes."
-        width = "utterance_dim" if self.mode == "pooled" else "frame_dim"
-        text, audio = (getattr(store.card, width) for store in (self.prepared.text, self.prepared.audio))
-        return {"text_dim": text, "audio_dim": audio, "n_classes": len(self.label_set)}
+
+@patch(as_prop=True)
+def dims(self: Experiment) -> dict[str, int]:
+    "What a network has to know of the corpus: the widths of its features and the number of its classes."
+    width = "utterance_dim" if self.mode == "pooled" else "frame_dim"
+    text, audio = (getattr(store.card, width) for store in (self.prepared.text, self.prepared.audio))
+    return {"text_dim": text, "audio_dim": audio, "n_classes": len(self.label_set)}
 
 # %% ../nbs/25_experiment.ipynb #0a3f0bc4
 @patch
