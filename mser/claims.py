@@ -18,7 +18,7 @@ from .experiment import PRESETS, Experiment
 from .reported import METRICS, reported
 from .results import Row
 from .runs import LateFusion, Network, RunStore, code_fingerprint
-from .stats import holm
+from .stats import holm, p_said
 from .ties import LEVEL, Difference, tested, ua_difference
 
 # %% ../nbs/30b_claims.ipynb #clai0004
@@ -149,8 +149,11 @@ def _number_claim(written: Written, line: pd.Series, experiment: str, table: str
     "One reported score against ours."
     e, setting = written.on(line["corpus"], line["classes"]), f" ({line['setting']})" if line["setting"] else ""
     sentence = f"{'Few-shot, ' if experiment == 'few_shot' else ''}{line['row']}{setting}: UA {line['ua']:.2f} % on the test part"
-    claim = Claim(sentence, "number", experiment, "", False, _said(line), "", "", (), LICENSED, f"{line['corpus']} with {line['classes']} classes is not at hand")
-    if e is None: return claim
+    needed = {line["corpus"]: None} | ({"iemocap": None} if experiment != "in_domain" else {})  # a transfer starts there
+    absent = [name for name in needed if written.on(name, line["classes"]) is None]
+    note = f"{' and '.join(absent)} with {line['classes']} classes {'is' if len(absent) == 1 else 'are'} not at hand"
+    claim = Claim(sentence, "number", experiment, "", False, _said(line), "", "", (), LICENSED, note)
+    if absent: return claim
     table = table.format(e.name)
     found = _found(written, experiment, table, row)
     if found is None: return claim._replace(corpus=e.title, verdict=NOT_RUN, note=f"no row {row!r} in table {table}, or not from IEMOCAP")
@@ -186,7 +189,7 @@ def _effect_claim(written: Written, e: Experiment, part: str) -> Claim:
                   tuple(s.hash for r in rows for s in r.specs), UNCLEAR if rows else NOT_RUN, note)
     if effect is None: return claim
     found = Difference(effect["difference"], effect["low"], effect["high"], effect["p_holm"])
-    return claim._replace(ours=difference_said(found), verdict=judge_direction(*found[1:]), note=f"p {found.p:.3f}, Holm-corrected")
+    return claim._replace(ours=difference_said(found), verdict=judge_direction(*found[1:]), note=f"p {p_said(found.p)}, Holm-corrected")
 
 
 def difference_said(d: Difference) -> str:
@@ -236,7 +239,7 @@ def _corpus_directions(written: Written, e: Experiment) -> list[Claim]:
     for i, p in zip(found, holm([d.p for d in found.values()])):
         d, (a, b) = found[i]._replace(p=float(p)), pairs[i]
         claims[i] = claims[i]._replace(ours=difference_said(d), protocol=protocol_of(a, e), runs=tuple(s.hash for r in (a, b) for s in r.specs),
-                                       verdict=judge_direction(*d[1:]), note=f"p {d.p:.3f}, Holm-corrected over {len(found)} directions")
+                                       verdict=judge_direction(*d[1:]), note=f"p {p_said(d.p)}, Holm-corrected over {len(found)} directions")
     return claims
 
 

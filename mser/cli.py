@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from . import __version__
 from .cli_corpus import corpus_app
@@ -104,10 +104,11 @@ def _near(path: Path) -> Path:
 def corpora():
     "List the corpora that --corpus can name, with label set, protocol and licence."
     from mser.corpora.registry import CORPORA
-    table = Table("name", "corpus", "label set", "protocol", "licence", "needs")
-    for c in CORPORA.values(): table.add_row(c.name, c.title, c.label_set, c.protocol, c.licence, "nothing" if c.simulated else f"--corpus {c.name}=PATH")
+    table = Table(*(Column(title, no_wrap=True) for title in ("name", "label set", "protocol")), "corpus", "licence")
+    for c in CORPORA.values(): table.add_row(c.name, c.label_set, c.protocol, c.title, c.licence)
     console = Console()
     console.print(table)
+    console.print("Each is named as --corpus NAME=PATH; the simulated ones, sim-iemocap and sim-cremad, need no path.")
     console.print("Any other corpus: a manifest (CSV, Parquet or JSON lines) with the columns id, corpus, audio, text, label, speaker.")
 
 # %% ../nbs/40_cli.ipynb #2b2d7c0b

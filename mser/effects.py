@@ -17,7 +17,7 @@ from .experiment import Experiment
 from .protocols import Splits
 from .results import Row
 from .runs import RunStore
-from .stats import compare, holm, paired_test
+from .stats import compare, holm, p_said, paired_test
 
 # %% ../nbs/26a_effects.ipynb #16096f47
 def run_scores(
@@ -113,9 +113,10 @@ def effects_shown(
     title: str = "", # of the first column
 ) -> pd.DataFrame: # strings
     "Effects as a table prints them, in percentage points."
-    limits = [f"{100*low:+.1f} to {100*high:+.1f}" if np.isfinite(low) else "one run" for low, high in zip(effects["low"], effects["high"])]
+    alike = effects["low"] == effects["high"]  # no spread to judge by
+    limits = ["all alike" if same else f"{100*low:+.1f} to {100*high:+.1f}" if np.isfinite(low) else "one run" for low, high, same in zip(effects["low"], effects["high"], alike)]
     return pd.DataFrame({title: effects["effect"], "UA, points": [f"{100*d:+.1f}" for d in effects["difference"]], "95 % interval": limits,
-                         "p (Holm)": [f"{p:.3f}" if p >= .001 else "< 0.001" for p in effects["p_holm"]],
+                         "p (Holm)": ["" if same else p_said(p) for p, same in zip(effects["p_holm"], alike)],
                          "d_z": [f"{d:.2f}" if np.isfinite(d) else "" for d in effects["d_z"]], "pairs": effects["n"]})
 
 

@@ -108,18 +108,22 @@ class Experiment:
     def simulated(self) -> str: return "Simulated data. " if self.prepared.corpus.simulated else ""
 
     @property
-    def split_shown(self) -> str:
-        "What the scores of this experiment are read off."
-        share = "" if len(self.folds) == self.splits.n_folds else f" ({len(self.folds)} of {self.splits.n_folds} folds)"
-        return f"test, {self.splits.title}{share}"
-
-    @property
     def data(self) -> DataSpec:
         text, audio = self.prepared.text.path.name, self.prepared.audio.path.name
         return DataSpec(corpus=self.prepared.corpus.name, manifest=self.prepared.manifest.fingerprint, text=text, audio=audio,
                         splits=self.splits.fingerprint, label_set=self.label_set, mode=self.mode)
 
 # %% ../nbs/25_experiment.ipynb #78286863
+@patch
+def split_shown(self: Experiment, folds: Sequence[int] | None = None) -> str: # None for the experiment's own
+    "What scores are read off: the split, how many of its folds, how many test speakers."
+    folds = self.folds if folds is None else folds
+    tested = self.prepared.manifest.take(name for k in folds for name in self.splits.fold(k)["test"])
+    count = "" if len(folds) == self.splits.n_folds else f"{len(folds)} of {self.splits.n_folds} folds"
+    said = ", ".join(filter(None, (count, f"{tested.n_speakers} speakers" if tested.n_speakers else "")))
+    return f"test, {self.splits.title}{said and f' ({said})'}"
+
+
 @patch(as_prop=True)
 def about(self: Experiment) -> dict:
     "What the report says of the data."

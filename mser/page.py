@@ -36,7 +36,7 @@ nav h2 { font-size: .8rem; text-transform: uppercase; letter-spacing: .06em; col
 figure { margin: 1.6rem 0 2.4rem } figure img { display: block; max-width: 100%; min-width: calc(.52*var(--wide)); height: auto }
 .picture { width: fit-content; max-width: 100%; overflow-x: auto; background: #fff; border: 1px solid var(--line); border-radius: .4rem; padding: .5rem; margin-bottom: .5rem }
 .scroll { overflow-x: auto; margin: .5rem 0 } table { border-spacing: 0; font-variant-numeric: tabular-nums; font-size: .92rem; min-width: 60% }
-th, td { text-align: left; padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top } .said { white-space: normal; min-width: 13rem }
+th, td { text-align: left; padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top } .said { white-space: normal; min-width: 10rem }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom } thead th:first-child { white-space: normal } tbody tr:hover > * { background: var(--wash) }
 tbody th { position: sticky; left: 0; background: var(--paper); font-weight: 600; max-width: 22rem; white-space: normal; min-width: 8.5rem }
 strong { font-weight: 750 } .tied { color: var(--accent); font-weight: 700 }
@@ -78,7 +78,7 @@ SCORECARD = '''{% if card %}<section aria-labelledby="scorecard"><h2 id="scoreca
 <p>What the paper says, and what these runs say to it. Each verdict names the runs it rests on.</p>
 <p class="small files">As tables: {% for t in card.tables %}{{ t.name }} ({% for s in ("csv", "md", "tex", "html") %}<a href="tables/{{ t.name }}.{{ s }}" aria-label="{{ t.name }} as {{ s }}">{{ s }}</a>{{ " " if not loop.last }}{% endfor %}){{ ", " if not loop.last }}{% endfor %}</p>
 <h3>Numbers, on the corpora they are about</h3><ul class="counts">{% for v, k in card.counts.number.items() %}<li>{{ verdict(v, k) }}</li>{% endfor %}</ul>
-{% if card.licensed %}<p class="small">IEMOCAP, CREMA-D and MELD are licensed to those who ask for them. With the corpora at hand:
+{% if card.licensed %}<p class="small">IEMOCAP is given on request; CREMA-D and MELD can be downloaded, under terms of their own. With the corpora at hand:
 <code>mser reproduce --corpus iemocap=FOLDER --corpus cremad=FOLDER --corpus meld=FOLDER --profile paper</code></p>{% endif %}
 <details{% if not card.all_licensed %} open{% endif %}><summary>The {{ card.numbers | length }} numbers, one by one</summary><ul class="claims">{% for c in card.numbers %}{{ claim(c) }}{% endfor %}</ul></details>
 {% for title, claims in card.directions.items() %}<h3>Directions{% if title %}, judged on {{ title }}{% else %} that no corpus here could judge{% endif %}</h3>
@@ -103,7 +103,7 @@ TEMPLATE = MACROS + '''<!doctype html>
 <a class="skip" href="#main">Skip to the results</a><header><h1>{{ report.title }}</h1>
 <p class="lead">Profile <b>{{ report.profile }}</b>, preset <b>{{ report.preset or "the profile's own" }}</b>, mode <b>{{ report.mode }}</b>. Made with <code>{{ report.command }}</code>.</p>
 {% if report.simulated %}<p class="note"><b>Simulated data.</b> {{ report.simulated }} drawn from a generative model, not recorded.
-Its numbers say how the methods behave where the truth is known. They say nothing about real speech and must not be compared with published ones.</p>{% endif %}
+The numbers say how the methods behave where the truth is known. They say nothing about real speech and must not be compared with published ones.</p>{% endif %}
 {% for failure in report.failures %}<p class="note failed"><b>{{ failure.notebook }} failed:</b> {{ failure.reason }}</p>{% endfor %}</header>
 <div class="page"><nav aria-label="Contents"><h2>Contents</h2><ul>{% if card %}<li><a href="#scorecard">Claims of the paper</a></li>{% endif %}
 {% for group in groups %}<li><a href="#{{ group.anchor }}">{{ group.title }}</a></li>{% endfor %}

@@ -8,6 +8,7 @@ __all__ = ['COLUMNS', 'MARKED', 'TITLES', 'COUNTS', 'FRAGMENT_STYLE', 'LATEX', '
            'score_figure', 'forest_figure', 'curve_figure', 'calibration_figure', 'cost_figure']
 
 # %% ../nbs/30_report.ipynb #4d361f28
+import re
 from html import escape
 from pathlib import Path
 from typing import Mapping, Sequence
@@ -171,10 +172,11 @@ def save_figure(
     command: str = "", # the command that makes it again
     group: str = "", # heading under which the report shows it
 ) -> None:
-    "Write a figure as `.png` and `.svg`, and its caption and alt text as `.json`."
+    "Write a figure as `.png` and `.svg`, and its caption and alt text as `.json`. What is simulated is marked in the picture too."
     folder = Path(folder)
+    if mark := re.search("(partly )?simulated data", caption, re.IGNORECASE): fig.text(1, 0, mark[0].lower(), ha="right", va="top", size=8, color="grey")
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        with whole_file(folder/f"{name}{suffix}") as part: fig.savefig(part, dpi=160, metadata=metadata)
+        with whole_file(folder/f"{name}{suffix}") as part: fig.savefig(part, dpi=160, metadata={"Title": caption, **metadata})
     write_json(folder/f"{name}.json", {"name": name, "caption": caption, "alt": alt, "command": command, "group": group})
 
 # %% ../nbs/30_report.ipynb #7e1fc139

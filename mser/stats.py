@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TESTS', 'Interval', 'mean_interval', 'resample_groups', 'Bootstrap', 'clustered_bootstrap', 'bootstrap_ua',
            'bootstrap_ua_difference', 'cohens_dz', 'rank_biserial', 'PairedTest', 'paired_test', 'McNemar', 'mcnemar',
-           'speaker_ua', 'holm', 'compare']
+           'speaker_ua', 'holm', 'p_said', 'compare']
 
 # %% ../nbs/22_stats.ipynb #154e77ef
 from dataclasses import dataclass, field
@@ -256,6 +256,11 @@ def holm(
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order]*np.arange(p.size, 0, -1))
     return np.minimum(stepped, 1)[np.argsort(order)]
+
+
+def p_said(p: float) -> str:
+    "A p value as it is printed."
+    return f"{p:.3f}" if p >= .001 else "< 0.001"
 
 # %% ../nbs/22_stats.ipynb #a177ef65
 def _paired_scores(table: pd.DataFrame, score: str, by: str, pairs: list[str], average: list[str]) -> pd.DataFrame:
