@@ -6,9 +6,9 @@
 __all__ = ['DATA', 'NETWORK', 'COMPUTING', 'List', 'Folder', 'Order', 'Corpus', 'ProtocolOption', 'train_app', 'Several',
            'with_options', 'option', 'ModeName', 'StepName', 'Precision', 'PresetName', 'ModelName', 'Lists', 'Reading',
            'Training', 'Contributions', 'Running', 'Keeping', 'Choosing', 'check_lists', 'open_lists', 'say_about',
-           'changed', 'say_inert', 'print_plan', 'print_results', 'finish', 'train', 'ablate', 'Methods', 'baseline',
-           'Source2Target', 'Pair', 'open_pair', 'Tuning', 'finetune', 'Budgets', 'fewshot', 'Adapting', 'adapt',
-           'ManyLists', 'combine', 'Trained', 'Encoders', 'Where', 'evaluate', 'schema']
+           'changed', 'say_inert', 'print_plan', 'print_results', 'finish', 'selecting', 'train', 'ablate', 'Methods',
+           'baseline', 'Source2Target', 'Pair', 'open_pair', 'Tuning', 'finetune', 'Budgets', 'fewshot', 'Adapting',
+           'adapt', 'ManyLists', 'combine', 'Trained', 'Encoders', 'Where', 'evaluate', 'schema']
 
 # %% ../nbs/45_cli_train.ipynb #00b6166d
 import inspect, sys
@@ -161,7 +161,7 @@ class Running:
         known = [f for f in folders if f is not None]
         named = [f"--{m}-encoder" for m in ("text", "audio") if getattr(reading, f"{m}_encoder")]
         if named and not known: raise InputError(f"{named[0]} without a folder of features", "Lists hold the features of one encoder: leave it out")
-        return self.out or (known[0] if len(known) == len(folders) == 1 else project_root()/"data"/"train")
+        return (self.out or (known[0] if len(known) == len(folders) == 1 else project_root()/"data"/"train")).absolute()  # workers may stand elsewhere
 
 
 @dataclass
@@ -241,7 +241,7 @@ def print_plan(job: "Job", running: Running) -> None:
     console.print(table)
     console.print(f"{len(missing)} runs to compute" + (", each run that several rows begin with counted once" if any(s.start for s in missing) else ""), soft_wrap=True)
     where = "each worker that the cluster has would share it" if running.scheduler else f"with {workers} workers"
-    if missing: console.print(f"at most {duration(estimate(missing, job.root)/min(workers, len(missing)))} of training ({where}), if no run stops early", soft_wrap=True)
+    if missing: console.print(f"at most {duration(estimate(missing, job.root, min(workers, len(missing))))} of training ({where}), if no run stops early", soft_wrap=True)
 
 
 def print_results(results: "Results") -> None:
@@ -284,9 +284,14 @@ def _given(*groups) -> dict:
     return {k: v for k, v in chosen.items() if k not in {*Lists.__dataclass_fields__, "output", "out", "workers", "scheduler", "dry_run", "keep_models"}}
 
 
-def _in_domain(command: str, source: "Source", rows, given: dict, keep_models: bool = False) -> "Job":
+def selecting(preset: "Preset", part: str) -> str:
+    "Which part chooses the epoch, if one does."
+    return part if preset.train.keep == "best" else "nothing: the last epoch is kept"
+
+
+def _in_domain(command: str, source: "Source", rows, preset: "Preset", given: dict, keep_models: bool = False) -> "Job":
     from mser.jobs import Job
-    return Job(command, source.root, (source,), tuple(rows), f"val of {source.corpus}, {source.splits.title}", f"test of {source.corpus}, {source.splits.title}", given, keep_models)
+    return Job(command, source.root, (source,), tuple(rows), selecting(preset, f"val of {source.corpus}, {source.splits.title}"), f"test of {source.corpus}, {source.splits.title}", given, keep_models)
 
 
 @train_app.command()
@@ -307,7 +312,7 @@ def train(lists, reading, training, contributions, keeping, running):
     source = open_lists(lists, reading, running.workspace(reading, lists.features))
     say_inert(reading, contributions)
     rows = [row(name, source, method, running.seeds) for name, method in models(source, preset, "full").items()]
-    finish(_in_domain("train", source, rows, _given(reading, training, contributions, running), keeping.keep_models), running)
+    finish(_in_domain("train", source, rows, preset, _given(reading, training, contributions, running), keeping.keep_models), running)
 
 # %% ../nbs/45_cli_train.ipynb #8d21c91a
 @train_app.command()
@@ -324,7 +329,7 @@ def ablate(lists, reading, training, contributions, running):
     source = open_lists(lists, reading, running.workspace(reading, lists.features))
     say_inert(reading, contributions)
     if reading.mode is ModeName.pooled: print("VGA cannot act in pooled mode (notebook 10): rows that differ in VGA alone differ by their random numbers only", file=sys.stderr)
-    finish(_in_domain("ablate", source, ablation_rows(source, preset, running.seeds), _given(reading, training, contributions, running)), running)
+    finish(_in_domain("ablate", source, ablation_rows(source, preset, running.seeds), preset, _given(reading, training, contributions, running)), running)
 
 
 @dataclass
@@ -348,7 +353,7 @@ def baseline(lists, reading, methods, training, running):
     from mser.jobs import baseline_rows
     preset = changed(training)
     source = open_lists(lists, reading, running.workspace(reading, lists.features))
-    finish(_in_domain("baseline", source, baseline_rows(source, preset, running.seeds, methods.method or ()), _given(reading, methods, training, running)), running)
+    finish(_in_domain("baseline", source, baseline_rows(source, preset, running.seeds, methods.method or ()), preset, _given(reading, methods, training, running)), running)
 
 # %% ../nbs/45_cli_train.ipynb #d115922e
 @dataclass
@@ -410,14 +415,18 @@ class Tuning:
     "How a source run goes on."
     freeze: Annotated[Optional[str], option(NETWORK, "Modules whose weights stay, with commas: text, audio, cross, fusion, text_head, audio_head, class_head, vad_head.", metavar="NAMES")] = None
     lr_factor: Annotated[float, option(NETWORK, "Of the learning rate, when fine-tuning.")] = 0.1
-    tuning_epochs: Annotated[int, option(NETWORK, "At most so many epochs of fine-tuning.", min=1)] = 50
-    tuning_patience: Annotated[int, option(NETWORK, "Stop fine-tuning after so many epochs without a better validation UA.", min=1)] = 10
+    tuning_epochs: Annotated[Optional[int], option(NETWORK, "At most so many epochs of fine-tuning. Default: 50, or those of the source if they are fewer.", min=1)] = None
+    tuning_patience: Annotated[Optional[int], option(NETWORK, "Stop fine-tuning after so many epochs without a better validation UA. Default: 10, or that of the source if it is less.", min=1)] = None
 
     def __post_init__(self):
         if not 0 < self.lr_factor <= 1: raise InputError(f"--lr-factor {self.lr_factor:g}", "Give a number above 0 and up to 1")
 
-    @property
-    def gentler(self) -> dict: return dict(factor=self.lr_factor, epochs=self.tuning_epochs, patience=self.tuning_patience, freeze=_names(self.freeze))
+    def gentler(self, preset: "Preset") -> dict:
+        "Settings of `TrainConfig.fine_tuning`; the target's validation part always chooses the epoch. Raises `InputError` for more than the source has."
+        given = {name: value for name in ("epochs", "patience") if (value := getattr(self, f"tuning_{name}")) is not None}
+        for name, value in given.items():
+            if value > (most := getattr(preset.train, name)): raise InputError(f"--tuning-{name} {value}, but the source is trained with --{name} {most}", f"Give --{name} {value} too, or less")
+        return dict(factor=self.lr_factor, freeze=_names(self.freeze), keep="best", **given)
 
 
 @train_app.command()
@@ -431,9 +440,10 @@ def finetune(pair, reading, choosing, training, contributions, tuning, running):
     """
     from mser.jobs import fine_tuning_rows
     source, target = open_pair(pair, reading, running)
-    rows = fine_tuning_rows(source, target, _networks(source, training, contributions, choosing.model, reading), running.seeds, **tuning.gentler)
+    preset = changed(training, contributions)
+    rows = fine_tuning_rows(source, target, _networks(source, training, contributions, choosing.model, reading), running.seeds, **tuning.gentler(preset))
     given = _given(reading, choosing, training, contributions, tuning, running)
-    finish(_transfer("finetune", source, target, rows, given, f"val of {target.corpus} (zero-shot: val of {source.corpus})"), running)
+    finish(_transfer("finetune", source, target, rows, given, f"val of {target.corpus} (zero-shot: {selecting(preset, f'val of {source.corpus}')})"), running)
 
 # %% ../nbs/45_cli_train.ipynb #4031ec73
 @dataclass
@@ -463,8 +473,9 @@ def fewshot(pair, reading, budgets, choosing, training, contributions, tuning, r
     from mser.jobs import few_shot_rows
     shares, (source, target) = budgets.shares, open_pair(pair, reading, running)
     networks = _networks(source, training, contributions, choosing.model, reading)
-    rows = few_shot_rows(source, target, networks, running.seeds, shares, budgets.full_validation, **tuning.gentler)
-    selects = f"val of {target.corpus}, {'all of it' if budgets.full_validation else 'within the share'} (zero-shot: val of {source.corpus})"
+    preset = changed(training, contributions)
+    rows = few_shot_rows(source, target, networks, running.seeds, shares, budgets.full_validation, **tuning.gentler(preset))
+    selects = f"val of {target.corpus}, {'all of it' if budgets.full_validation else 'within the share'} (zero-shot: {selecting(preset, f'val of {source.corpus}')})"
     finish(_transfer("fewshot", source, target, rows, _given(reading, budgets, choosing, training, contributions, tuning, running), selects), running)
 
 # %% ../nbs/45_cli_train.ipynb #e48527b0
@@ -491,7 +502,7 @@ def adapt(pair, reading, adapting, choosing, training, contributions, running):
     source, target = open_pair(pair, reading, running)
     networks = _networks(source, training, contributions, choosing.model, reading)
     rows = adaptation_rows(source, target, networks, running.seeds, _names(adapting.method), adapting.adapt_weight)
-    finish(_transfer("adapt", source, target, rows, _given(reading, adapting, choosing, training, contributions, running), f"val of {source.corpus}"), running)
+    finish(_transfer("adapt", source, target, rows, _given(reading, adapting, choosing, training, contributions, running), selecting(changed(training, contributions), f"val of {source.corpus}")), running)
 
 # %% ../nbs/45_cli_train.ipynb #2177e41c
 Several = lambda help: Annotated[Optional[str], option(DATA, help, metavar="PKL,PKL")]
@@ -538,7 +549,9 @@ def combine(lists, reading, choosing, training, contributions, running):
     rows = combined_rows(sources, _networks(sources[0], training, contributions, choosing.model, reading), running.seeds)
     together = " + ".join(s.corpus for s in sources)
     given = _given(reading, choosing, training, contributions, running)
-    finish(Job("combine", root, tuple(sources), tuple(rows), f"val of {together}, mean UA of the corpora", f"test of {together}", given), running)
+    if len({s.splits.n_folds for s in sources}) > 1: print("a corpus that is one fold is tested in every run; read the scores of each corpus", file=sys.stderr)
+    selects = selecting(changed(training, contributions), f"val of {together}, mean UA of the corpora")
+    finish(Job("combine", root, tuple(sources), tuple(rows), selects, f"test of {together}", given), running)
 
 # %% ../nbs/45_cli_train.ipynb #3f610bb4
 @dataclass
@@ -593,7 +606,8 @@ def evaluate(trained, encoders, where):
     first = store.spec(check_choice(runs[0], store.hashes(), f"run of {root.name}"))
     lists = Lists(None, None, trained.test, trained.features, trained.corpus, trained.label_order, trained.protocol)
     target = open_lists(lists, replace(reading, label_set=first.data.label_set, mode=ModeName(first.data.mode)), root, parts=("test",))
-    rows, selects = evaluation_rows(runs, target, root), ", ".join(dict.fromkeys(f"val of {store.spec(r).data.corpus}" for r in runs))
+    rows, specs = evaluation_rows(runs, target, root), map(store.spec, runs)
+    selects = ", ".join(dict.fromkeys(selecting(s.method, f"val of {s.data.corpus}") if hasattr(s.method, "train") else f"val of {s.data.corpus}" for s in specs))
     finish(Job("evaluate", root, (target,), tuple(rows), selects, f"test of {target.corpus}, {target.splits.title}", {"runs": runs}), running)
 
 # %% ../nbs/45_cli_train.ipynb #b7fb21fc

@@ -6,9 +6,10 @@
 __all__ = ['OPTIONS', 'MODELS', 'ABLATED', 'ABLATIONS', 'CLASSIFIERS', 'ADAPTATIONS', 'settings', 'network', 'models', 'row',
            'ablation_rows', 'baseline_rows', 'source_run', 'untouched', 'zero_shot_row', 'check_frozen', 'tuned_row',
            'transfers', 'fine_tuning_rows', 'few_shot_rows', 'adaptation_rows', 'combined_rows', 'combined_row',
-           'check_fits', 'evaluation_rows', 'Job', 'why_failed', 'compute']
+           'check_fits', 'evaluation_rows', 'ids_of', 'learnt', 'check_unseen', 'Job', 'why_failed', 'compute']
 
 # %% ../nbs/44a_jobs.ipynb #3dbe98f8
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 from typing import Callable, NamedTuple, Sequence
@@ -21,6 +22,7 @@ from .core import InputError, check_choice
 from .experiment import NETWORKS, PRESETS, Preset
 from .model import MultimodalSER, read_config
 from .parallel import executor
+from .protocols import Splits
 from .regimes import adapted, combined, fine_tuned, zero_shot
 from .results import Row
 from .runs import DataSpec, LinearProbe, Majority, Network, RunSpec, RunsFailed, RunStore, code_fingerprint, missing_runs, run_many
@@ -52,6 +54,7 @@ def settings(
     changes = {part: {field: given[o] for o, (p, field) in OPTIONS.items() if p == part and o in given} for part in ("model", "loss", "train")}
     made = chosen.model_copy(update={"model": chosen.model | changes["model"], **{p: _changed(getattr(chosen, p), changes[p]) for p in ("loss", "train")}})
     if "micl_temp" in given and not made.loss.contrastive: raise InputError("--micl-temp without MICL", "Give --micl-weight above 0")
+    if "patience" in given and made.train.keep == "last": raise InputError(f"--patience with preset {preset}, which keeps the last epoch", "Leave it out: the schedule runs to its end")
     if "vad_lambda" in given and made.model.get("n_layers") == 0: raise InputError("--vad-lambda with no cross-modal layer", "Give --num-layers 1 or more")
     return made
 
@@ -215,8 +218,10 @@ def adaptation_rows(
 
 def combined_rows(sources: Sequence[Source], networks: dict[str, Network], seeds: Sequence[int]) -> list[Row]:
     "Networks trained on several corpora at once; each corpus weighs in the selection alike. Raises `InputError`."
-    first, *others = sources
+    first, *others = sorted(sources, key=lambda s: -s.splits.n_folds)  # the fold of a run is one of the first
     if not others: raise InputError("one corpus is nothing to combine", "Give two or more with commas, or use mser train")
+    if odd := [s for s in others if s.splits.n_folds not in (1, first.splits.n_folds)]:
+        raise InputError(f"{first.corpus} has {first.splits.n_folds} folds, {odd[0].corpus} {odd[0].splits.n_folds}: some would be tested more often", "Name a --protocol that gives both as many")
     check_alike(sources)
     alone = {name: row(name, first, method, seeds) for name, method in networks.items()}
     return [Row(f"{name}, combined", tuple(combined(s, [o.data for o in others]) for s in r.specs)) for name, r in alone.items()]
@@ -242,18 +247,59 @@ def check_fits(spec: RunSpec, target: Source, store: RunStore) -> None:
 
 
 def evaluation_rows(
-    runs: Sequence[str], # hashes of runs of this workspace; those of one method become one row
+    runs: Sequence[str], # hashes of runs of this workspace; those that differ in nothing but seed and fold become one row
     target: Source,
     root: str | Path, # the workspace
 ) -> list[Row]:
     "Runs as they are, tested on another corpus: nothing is trained. Raises `InputError`."
-    store, rows = RunStore(Path(root)/"runs"), {}
-    for run in runs:
+    store, groups = RunStore(Path(root)/"runs"), {}
+    for run in dict.fromkeys(runs):
         spec = store.spec(check_choice(run, store.hashes(), "run"))
         check_fits(spec, target, store)
-        tested = [zero_shot(spec, fold.data).model_copy(update={"code": code_fingerprint()}) for fold in target.folds()]
-        rows.setdefault(f"{spec.data.corpus}, {spec.method.kind}" + (f" {spec.method.model.modalities}" if isinstance(spec.method, Network) else ""), []).extend(tested)
-    return [Row(name, tuple(specs)) for name, specs in rows.items()]
+        groups.setdefault(_but_seed_and_fold(spec), []).append(spec)
+    tested = lambda spec: [zero_shot(spec, fold.data).model_copy(update={"code": code_fingerprint()}) for fold in target.folds()]
+    return [Row(name, tuple(s for spec in group for s in tested(spec))) for name, group in _named(list(groups.values())).items()]
+
+
+def _but_seed_and_fold(spec: RunSpec) -> str:
+    "What runs of one row share."
+    start = spec.start and _but_seed_and_fold(spec.start)
+    return spec.model_copy(update={"seed": 0, "fold": 0, "start": None}).model_dump_json() + (start or "")
+
+
+def _named(groups: Sequence[Sequence[RunSpec]]) -> dict[str, Sequence[RunSpec]]:
+    "A name for each group: corpus and kind of network, and the first run where that is not enough."
+    kind = lambda s: f"{s.data.corpus}, {s.method.kind}" + (f" {s.method.model.modalities}" if isinstance(s.method, Network) else "")
+    names = [kind(g[0]) for g in groups]
+    return {name if names.count(name) == 1 else f"{name}, {g[0].hash} and alike": g for name, g in zip(names, groups)}
+
+# %% ../nbs/44a_jobs.ipynb #22909766
+@lru_cache(maxsize=64)
+def _parts(path: Path, fold: int) -> dict[str, list[str]]:
+    splits = Splits.load(path)
+    return splits.fold(fold % splits.n_folds)
+
+
+def ids_of(data: DataSpec, fold: int, part: str, root: Path) -> list[str]:
+    "The utterances of a part; another corpus than the first takes the fold modulo the number of its own."
+    return _parts(root/"splits"/f"{data.splits}.parquet", fold)[part]
+
+
+def learnt(spec: RunSpec, root: Path) -> dict[str, set[str]]:
+    "By corpus: the utterances that a run, and those before it, are trained or selected on."
+    found = learnt(spec.start, root) if spec.start else {}
+    for d in (spec.data, *spec.also): found.setdefault(d.corpus, set()).update(*(ids_of(d, spec.fold, part, root) for part in ("train", "val")))
+    return found
+
+
+def check_unseen(spec: RunSpec, root: Path) -> None:
+    "Refuse a run that is tested on what it has learnt from. Raises `InputError`."
+    known = learnt(spec, root)
+    for d in (spec.target,) if spec.target else (spec.data, *spec.also):
+        tested = ids_of(d, spec.fold, "test", root)
+        if seen := sorted(known.get(d.corpus, set()).intersection(tested)):
+            raise InputError(f"{spec.title}: {len(seen)} of {len(tested)} test utterances of {d.corpus} are among those that the model was trained or selected on, the first is {seen[0]}",
+                             "Test it on another corpus, or on the fold that it left out")
 
 # %% ../nbs/44a_jobs.ipynb #341689b1
 class Job(NamedTuple):
@@ -294,6 +340,7 @@ def compute(
     store, specs, said = RunStore(job.root/"runs"), job.specs, ""
     for spec in specs.values():
         if problem := spec.problem(): raise InputError(*problem)
+        check_unseen(spec, job.root)
     if not missing_runs(list(specs.values()), store, job.keep): return 0, {}
     before = set(store.hashes())
     with executor(workers, scheduler) as pool:

@@ -113,16 +113,26 @@ def import_once(
     return Found(corpus, read_manifest(root/"manifests"/about["manifest"]), *(FeatureStore(root/"features"/about[m]) for m in ("text", "audio")), origin)
 
 # %% ../nbs/44_sources.ipynb #c5c7e5b7
+def _known_manifests(folder: Path, corpus: str | None) -> list[Path]:
+    "The manifests that a workspace holds of a corpus, but not those that are another one less what its features lack."
+    paths = [p for p in sorted(folder.glob("manifests/*.parquet")) if corpus in (None, p.stem, p.stem.rpartition("-")[0])]
+    if len(paths) < 2: return paths
+    skipped = {item for path in folder.glob("features/*/store.json") for item, _ in FeatureStore(path.parent).skipped}
+    ids = {p: set(read_manifest(p).ids) for p in paths}
+    return [p for p in paths if not any(ids[p] < ids[q] and ids[q] - ids[p] <= skipped for q in paths)]
+
+
 def manifest_of(
     folder: Path, # of an import, or a workspace
-    corpus: str | None, # None when there is only one
+    corpus: str | None, # None when there is only one; or the name of a manifest, when there are several of a corpus
 ) -> tuple[str, Manifest]: # corpus and manifest
-    "The manifest of a corpus in a folder. Raises `InputError`."
+    "The manifest of a corpus in a folder; that of an import comes first. Raises `InputError`."
     if not folder.is_dir(): raise InputError("no such folder", "Name one that mser features or mser reproduce has written", folder)
-    path = the_one(sorted([*folder.glob("manifest.parquet"), *folder.glob(f"manifests/{corpus or '*'}-*.parquet")]), folder, "manifest", "--corpus")
+    whole = folder/"manifest.parquet"
+    path = whole if whole.exists() else the_one(_known_manifests(folder, corpus), folder, "manifest", "--corpus")
     manifest = read_manifest(path)
-    name = path.stem.rpartition("-")[0] or "+".join(sorted(manifest.table.corpus.unique()))
-    return file_name(corpus if corpus and path.name == "manifest.parquet" else name), manifest
+    name = path.stem.rpartition("-")[0] or corpus or "+".join(sorted(manifest.table.corpus.unique()))
+    return file_name(name), manifest
 
 
 def store_of(
@@ -131,10 +141,11 @@ def store_of(
     encoder: str | None, # None when there is only one
     ids: Sequence[str], # utterances; a store of others is none
 ) -> FeatureStore:
-    "The features of a modality in a folder. Raises `InputError`."
+    "The features of a modality in a folder; those of just these utterances come first. Raises `InputError`."
     stores, ids = [FeatureStore(path.parent) for path in sorted(folder.glob("features/*/store.json"))], set(ids)
-    fits = lambda s: s.card.modality == modality and encoder in (None, s.card.name) and ids <= {*s.ids, *(item for item, _ in s.skipped)}
-    return FeatureStore(the_one([s.path for s in stores if fits(s)], folder, f"{modality} store", f"--{modality}-encoder"))
+    stores = {s.path: {*s.ids, *(item for item, _ in s.skipped)} for s in stores if s.card.modality == modality and encoder in (None, s.card.name)}
+    fit = [p for p, of in stores.items() if of == ids] or [p for p, of in stores.items() if ids <= of]
+    return FeatureStore(the_one(fit, folder, f"{modality} store", f"--{modality}-encoder"))
 
 # %% ../nbs/44_sources.ipynb #44f9c83b
 def link(

@@ -1,16 +1,19 @@
 "The commands that train, as a user calls them: on lists of simulated vectors, with tiny networks."
-import json, os, pickle, signal, subprocess, sys, time
+import json, os, pickle, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import jsonschema, numpy as np, pytest, torch
 
 import mser.cli
 from mser.corpora.simulated import SIMULATED
+from mser.encoders.base import Encoded
 from mser.jobs import models, row, settings
+from mser.manifest import Skipped
 from mser.outcome import Results
 from mser.prepare import prepare_simulated
 from mser.runs import RunStore, compute
-from mser.sources import import_once, open_source
+from mser.sources import from_folder, import_once, open_source
+from mser.store import FeatureStore, write_store
 
 LAUNCH = "import sys; from mser.cli import main; sys.argv[0] = 'mser'; main()"
 TINY = ["--hidden-dim", 16, "--num-layers", 1, "--batch-size", 8, "--lr", 3e-3, "--epochs", 3, "--num-runs", 2]
@@ -226,12 +229,14 @@ def test_a_killed_command_goes_on_and_writes_the_same_file(lists, tmp_path, here
     assert (tmp_path/"killed.json").read_bytes() == (tmp_path/"calm.json").read_bytes()
 
 
-def test_a_cluster_gives_the_same_numbers(lists, tmp_path, here):
+def test_a_cluster_gives_the_same_numbers(lists, tmp_path, here, monkeypatch):
     from distributed import LocalCluster
     call = ["train", *one(), *TINY]
     assert here(*call, "--workers", 1, "--out", tmp_path/"one", "--output", tmp_path/"one.json")[0] == 0
+    (tmp_path/"elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path/"elsewhere")  # where the workers stand: the workspace is named from where the user stands
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
-        code, _, err = here(*call, "--scheduler", cluster.scheduler_address, "--out", tmp_path/"cluster", "--output", tmp_path/"cluster.json")
+        code, _, err = here(*call, "--scheduler", cluster.scheduler_address, "--out", os.path.relpath(tmp_path/"cluster", lists), "--output", tmp_path/"cluster.json")
     assert code == 0, err
     assert numbers(results_of(tmp_path/"one.json")) == numbers(results_of(tmp_path/"cluster.json"))
 
@@ -247,7 +252,65 @@ def test_a_folder_of_stores_with_one_flag_for_loso(here, tmp_path):
     assert len(results.rows[0].runs) == 10 and results.rows[0].aggregate.ua_over_speakers is not None and results.data[0].simulated is True
     assert sum(c.support for c in results.rows[0].aggregate.classes) == sum(results.data[0].utterances.values()) # each speaker is tested once
     code, out, _ = here(*call, "--dry-run", cwd=tmp_path)
-    assert "0 runs to compute" in out and "at most" not in out
+    assert code == 0 and "0 runs to compute" in out and "at most" not in out
+
+
+def test_an_imported_folder_is_found_again(here, lists, tmp_path):
+    code, _, err = here("features", "import", *(f"{part}={lists}/IEMOCAP_{part}.pkl" for part in ("train", "val", "test")), "--corpus", "iemocap", "--label-order", "iemocap-4",
+                        "--out", "pub", cwd=tmp_path)
+    assert code == 0, err
+    for _ in range(2): assert here("train", "--features", "pub", "--protocol", "official", *TINY, "--dry-run", cwd=tmp_path)[0] == 0
+
+
+def test_a_folder_is_found_again_when_its_features_lack_some(tmp_path):
+    "What has features is written as a manifest of its own beside the whole one, and is not taken for another corpus."
+    folder = tmp_path/"data"
+    prepare_simulated(SIMULATED["sim-iemocap"].model_copy(update={"scale": 0.02}), folder)
+    text = next(s for s in map(FeatureStore, folder.glob("features/*")) if s.card.modality == "text")
+    kept = [(name, Encoded((f := text.frames(name)), f.mean(0))) for name in text.ids[1:]]
+    write_store(folder/"features"/"sim-iemocap-text-lacking", text.card, iter(kept), "lacking", skipped=[Skipped(text.ids[0], "silence")])
+    shutil.rmtree(text.path)
+    first, second = from_folder(folder, folder), from_folder(folder, folder)
+    assert len(first.manifest) == len(text.ids) - 1 and first.manifest.fingerprint == second.manifest.fingerprint
+    assert len(list(folder.glob("manifests/*.parquet"))) == 2
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory):
+    "A workspace with two simulated corpora of 5 and 91 folds."
+    place = tmp_path_factory.mktemp("folded")
+    for name in ("sim-iemocap", "sim-cremad"): prepare_simulated(SIMULATED[name].model_copy(update={"scale": 0.03}), place/"data")
+    return place
+
+
+def test_nothing_is_tested_that_was_learnt(here, folded):
+    small, own = [*TINY, "--num-runs", 1, "--epochs", 1], ["--features", "data", "--corpus", "sim-iemocap", "--protocol", "loso-session"]
+    assert here("train", *own, *small, *ONE, "--output", "own.json", cwd=folded)[0] == 0
+    run = results_of(folded/"own.json").rows[0].runs[0].hash
+    code, _, err = here("evaluate", "--run", run, *own, "--out", "data", cwd=folded)
+    assert code == 2 and "are among those that the model was trained or selected on" in lines(err)[-1] and "fold that it left out" in lines(err)[-1]
+    same = [x for side in ("source", "target") for x in (f"--{side}", "data", f"--{side}-corpus", "sim-iemocap", f"--{side}-protocol", "loso-session")]
+    code, _, err = here("finetune", *same, *small, *ONE, "--out", "again", cwd=folded)
+    assert code == 2 and "are among those that the model was trained or selected on" in lines(err)[-1] and not list(folded.glob("again/runs/*/metrics.json"))
+    assert here("evaluate", "--run", run, "--features", "data", "--corpus", "sim-cremad", "--protocol", "speaker-kfold", "--out", "data", cwd=folded)[0] == 0
+
+
+def test_networks_that_differ_are_different_rows(here, lists):
+    kept = []
+    for width in (16, 32):
+        assert here("train", *one(), *TINY, *ONE, "--hidden-dim", width, "--out", "widths", "--output", "width.json")[0] == 0
+        kept += [r.hash for r in results_of(lists/"width.json").rows[0].runs]
+    code, _, err = here("evaluate", *(x for h in kept for x in ("--run", h)), "--test", "CREMAD_test.pkl", "--out", "widths", "--output", "both.json")
+    rows = results_of(lists/"both.json").rows
+    assert code == 0 and [r.method["model"]["hidden_dim"] for r in rows] == [16, 32] and len({r.name for r in rows}) == 2, err
+    assert [len(r.runs) for r in rows] == [2, 2] and all(sum(c.support for c in r.aggregate.classes) == 2*24 for r in rows)
+
+
+def test_corpora_with_unequal_folds_are_not_combined(here, folded):
+    both = ["--features", "data", "--corpus", "sim-iemocap,sim-cremad", *TINY, "--num-runs", 1, "--dry-run"]
+    code, _, err = here("combine", *both, "--protocol", "loso", cwd=folded)
+    assert code == 2 and "some would be tested more often" in lines(err)[-1]
+    assert here("combine", *both, "--protocol", "speaker-kfold", cwd=folded)[0] == 0
 
 
 def test_dry_run_counts_shared_runs_once(here, lists):
@@ -282,6 +345,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(here, lists, tmp_path):
         (["train", *one(), "--workers", 2, "--scheduler", "tcp://x:1"], "both --workers and --scheduler"),
         (["train", *one(), "--output", "."], "a folder cannot hold the results"),
         (["train", *one(), "--scheduler", "nonsense"], "no Dask scheduler at nonsense"),
+        (["train", *one(), "--preset", "tuned", "--patience", 3], "--patience with preset tuned, which keeps the last epoch"),
+        (["finetune", *PAIR, "--tuning-epochs", 200], "--tuning-epochs 200, but the source is trained with --epochs 100"),
+        (["fewshot", *PAIR, "--tuning-patience", 30], "--tuning-patience 30"),
         (["baseline", *one(), "--method", "linear prob"], "Did you mean 'linear probe'"),
         (["finetune", *PAIR, "--freeze", "txt"], "Did you mean 'text'"),
         (["finetune", *PAIR[:4], *wide, "--target-label-order", "cremad-4"], "audio features of IEMOCAP", "9"),
