@@ -174,7 +174,8 @@ def save_figure(
 ) -> None:
     "Write a figure as `.png` and `.svg`, and its caption and alt text as `.json`. What is simulated is marked in the picture too."
     folder = Path(folder)
-    if mark := re.search("(partly )?simulated data", caption, re.IGNORECASE): fig.text(1, 0, mark[0].lower(), ha="right", va="top", size=8, color="grey")
+    if kind := re.search("(partly )?simulated data", caption, re.IGNORECASE):
+        fig.text(1, 0, kind[0].lower(), rotation=90, ha="left", va="bottom", size=8, color="grey")  # beside: legends below would move down upon it
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
         with whole_file(folder/f"{name}{suffix}") as part: fig.savefig(part, dpi=160, metadata={"Title": caption, **metadata})
     write_json(folder/f"{name}.json", {"name": name, "caption": caption, "alt": alt, "command": command, "group": group})
