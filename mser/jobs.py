@@ -274,10 +274,12 @@ def _named(groups: Sequence[Sequence[RunSpec]]) -> dict[str, Sequence[RunSpec]]:
     return {name if names.count(name) == 1 else f"{name}, {g[0].hash} and alike": g for name, g in zip(names, groups)}
 
 # %% ../nbs/44a_jobs.ipynb #22909766
+@lru_cache(maxsize=16)
+def _splits(path: Path) -> Splits: return Splits.load(path)
+
+
 @lru_cache(maxsize=256)
-def _parts(path: Path, fold: int) -> dict[str, list[str]]:
-    splits = Splits.load(path)
-    return splits.fold(fold % splits.n_folds)
+def _parts(path: Path, fold: int) -> dict[str, list[str]]: return (s := _splits(path)).fold(fold % s.n_folds)
 
 
 def ids_of(data: DataSpec, fold: int, part: str, root: Path) -> list[str]:

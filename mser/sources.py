@@ -115,7 +115,7 @@ def import_once(
 # %% ../nbs/44_sources.ipynb #c5c7e5b7
 def _known_manifests(folder: Path, corpus: str | None) -> list[Path]:
     "The manifests that a workspace holds of a corpus, but not those that are another one less what its features lack."
-    paths = [p for p in sorted(folder.glob("manifests/*.parquet")) if corpus in (None, p.stem, p.stem.rpartition("-")[0])]
+    paths = [p for p in sorted(folder.glob("manifests/*.parquet")) if corpus in (None, p.name, p.stem, p.stem.rpartition("-")[0])]
     if len(paths) < 2: return paths
     skipped = {item for path in folder.glob("features/*/store.json") for item, _ in FeatureStore(path.parent).skipped}
     ids = {p: set(read_manifest(p).ids) for p in paths}
