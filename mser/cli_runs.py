@@ -189,16 +189,19 @@ def _number(value, form: str = ".3f") -> str: return "" if value is None else f"
 
 
 def print_rows(rows: Sequence[dict], title: str) -> None:
-    "Runs as a table."
-    table = Table(title=title, title_justify="left", title_style="")
-    for name in ("run", "what", "corpus", "mode"): table.add_column(name, no_wrap=name == "run")
-    for name in ("fold", "seed", "val UA", "test UA", "seconds"): table.add_column(name, justify="right", no_wrap=True)
+    "Runs as a table; a narrow terminal has the corpus beside what was run, and fewer numbers."
+    console, table = Console(), Table(title=title, title_justify="left", title_style="")
+    narrow = console.width < 110
+    numbers = {"fold": ("fold", "d"), "seed": ("seed", "d"), "val UA": ("val_ua", ".3f"), "test UA": ("test_ua", ".3f"), "seconds": ("seconds", ".1f")}
+    if narrow: numbers = {name: numbers[name] for name in ("fold", "seed", "test UA")}
+    for name in ("run", "what") if narrow else ("run", "what", "corpus", "mode"): table.add_column(name, no_wrap=name == "run")
+    for name in numbers: table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state")
     for r in rows:
         state = f"[{_COLOURS[State(r['state'])]}]{r['state']}[/]" + (f": {r['failure']}" if r["failure"] else "")
-        numbers = _number(r["fold"], "d"), _number(r["seed"], "d"), _number(r["val_ua"]), _number(r["test_ua"]), _number(r["seconds"], ".1f")
-        table.add_row(r["hash"], r["label"], r["corpus"], r["mode"], *numbers, state)
-    Console().print(table)
+        about = [r[name] or "" for name in ("label", "corpus", "mode")]
+        table.add_row(r["hash"], *([", ".join(filter(None, about))] if narrow else about), *(_number(r[key], form) for key, form in numbers.values()), state)
+    console.print(table)
 
 # %% ../nbs/43_cli_runs.ipynb #205aa1fd
 @runs_app.command("list")
