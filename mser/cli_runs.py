@@ -344,7 +344,7 @@ def _score_rows(a: StoredRun, b: StoredRun) -> Iterator[list[str]]:
 
 def compare_predictions(a: StoredRun, b: StoredRun) -> str:
     "On which test utterances only one of two runs is right, and whether that is more than chance."
-    from mser.stats import mcnemar, paired_test, speaker_ua
+    from mser.stats import mcnemar, p_said, paired_test, speaker_ua
     tables = [_predictions(run) for run in (a, b)]
     if any(t is None or t.empty for t in tables): return "no predictions to compare"
     both = tables[0].merge(tables[1][["id", "label", "predicted"]], on=["id", "label"], suffixes=("", "_b"))
@@ -355,7 +355,7 @@ def compare_predictions(a: StoredRun, b: StoredRun) -> str:
     said = f"{len(both):,} test utterances in common: only A is right on {m.only_b:,}, only B on {m.only_a:,} (McNemar, mid-p {m.mid_p:.3f})"
     if both["speaker"].nunique() < 3 or both["speaker"].isna().any(): return said
     t = paired_test(*(speaker_ua(y, x, both["speaker"], len(code)) for x in (x_b, x_a)), "t")
-    return f"{said}\n{t.n} speakers: UA of B minus A {t.difference:+.3f}, 95 % interval {t.low:+.3f} to {t.high:+.3f} (t over speakers, p {t.p:.3f})"
+    return f"{said}\n{t.n} speakers: UA of B minus A {t.difference:+.3f}, 95 % interval {t.low:+.3f} to {t.high:+.3f} (t over speakers, p {p_said(t.p)})"
 
 # %% ../nbs/43_cli_runs.ipynb #33e11464
 @runs_app.command()
