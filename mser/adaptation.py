@@ -10,9 +10,11 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .core import InputError
 
 # %% ../nbs/15_adaptation.ipynb #4f2d4adb
 class _GradientReversal(torch.autograd.Function):
@@ -99,6 +101,12 @@ class AdaptConfig(BaseModel):
     method: Literal["dann", "mmd", "coral"]
     weight: float = Field(1.0, gt=0, description="weight of the term beside the classification loss")
     hidden_dim: int = Field(128, ge=1, description="hidden layer of DANN's domain classifier")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "AdaptConfig":
+        if self.method != "dann" and self.hidden_dim != type(self).model_fields["hidden_dim"].default:
+            raise InputError(f"hidden_dim={self.hidden_dim} with {self.method}", "Only DANN has a domain classifier: leave it out")
+        return self
 
 
 class DomainLoss(nn.Module):

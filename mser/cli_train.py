@@ -421,12 +421,10 @@ class Tuning:
     def __post_init__(self):
         if not 0 < self.lr_factor <= 1: raise InputError(f"--lr-factor {self.lr_factor:g}", "Give a number above 0 and up to 1")
 
-    def gentler(self, preset: "Preset") -> dict:
-        "Settings of `TrainConfig.fine_tuning`; the target's validation part always chooses the epoch. Raises `InputError` for more than the source has."
-        given = {name: value for name in ("epochs", "patience") if (value := getattr(self, f"tuning_{name}")) is not None}
-        for name, value in given.items():
-            if value > (most := getattr(preset.train, name)): raise InputError(f"--tuning-{name} {value}, but the source is trained with --{name} {most}", f"Give --{name} {value} too, or less")
-        return dict(factor=self.lr_factor, freeze=_names(self.freeze), keep="best", **given)
+    @property
+    def gentler(self) -> dict: # the target's validation part always chooses the epoch
+        "Settings of `TrainConfig.fine_tuning`."
+        return dict(factor=self.lr_factor, epochs=self.tuning_epochs, patience=self.tuning_patience, freeze=_names(self.freeze), keep="best")
 
 
 @train_app.command()
@@ -441,7 +439,7 @@ def finetune(pair, reading, choosing, training, contributions, tuning, running):
     from mser.jobs import fine_tuning_rows
     source, target = open_pair(pair, reading, running)
     preset = changed(training, contributions)
-    rows = fine_tuning_rows(source, target, _networks(source, training, contributions, choosing.model, reading), running.seeds, **tuning.gentler(preset))
+    rows = fine_tuning_rows(source, target, _networks(source, training, contributions, choosing.model, reading), running.seeds, **tuning.gentler)
     given = _given(reading, choosing, training, contributions, tuning, running)
     finish(_transfer("finetune", source, target, rows, given, f"val of {target.corpus} (zero-shot: {selecting(preset, f'val of {source.corpus}')})"), running)
 
@@ -474,7 +472,7 @@ def fewshot(pair, reading, budgets, choosing, training, contributions, tuning, r
     shares, (source, target) = budgets.shares, open_pair(pair, reading, running)
     networks = _networks(source, training, contributions, choosing.model, reading)
     preset = changed(training, contributions)
-    rows = few_shot_rows(source, target, networks, running.seeds, shares, budgets.full_validation, **tuning.gentler(preset))
+    rows = few_shot_rows(source, target, networks, running.seeds, shares, budgets.full_validation, **tuning.gentler)
     selects = f"val of {target.corpus}, {'all of it' if budgets.full_validation else 'within the share'} (zero-shot: {selecting(preset, f'val of {source.corpus}')})"
     finish(_transfer("fewshot", source, target, rows, _given(reading, budgets, choosing, training, contributions, tuning, running), selects), running)
 

@@ -71,6 +71,7 @@ def cannot_write(
     path: str | Path, # the file that it was to write
 ) -> InputError | None: # None when the error is about something else
     "A disk that is full, or a place that cannot be written to, as a refusal."
+    if not isinstance(error, OSError) and getattr(error.__context__, "errno", None) in NO_ROOM: error = error.__context__  # PyTorch wraps it
     told = re.search(r"\(os error (\d+)\)|\[errno (\d+)\]", str(error), re.IGNORECASE)
     number = isinstance(error, OSError) and error.errno or (int(told[1] or told[2]) if told else None)
     if number in NO_ROOM: return InputError(NO_ROOM[number], "Make room and give the same call again: what is finished is kept", path)

@@ -19,7 +19,7 @@ from .core import InputError, check_choice, workspace
 from .labels import LabelSet
 from .late_fusion import LateFusionConfig
 from .losses import LossConfig
-from .model import ModelConfig
+from .model import ModelConfig, acting
 from .parallel import executor
 from .prepare import Prepared, prepare, prepare_splits
 from .protocols import PROTOCOLS, Splits
@@ -151,7 +151,7 @@ def limited(self: Experiment, train: TrainConfig) -> TrainConfig:
 @patch
 def network(self: Experiment, **settings) -> Network:
     "The preset's network with some settings changed."
-    model = ModelConfig(**{**self.preset.model, **settings, **self.dims})
+    model = ModelConfig(**acting({**self.preset.model, **settings, **self.dims}))
     return Network(model=model, train=self.limited(self.preset.train), loss=self.preset.loss)
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from .adaptation import AdaptConfig
 from .core import InputError, check_choice
 from .experiment import NETWORKS, PRESETS, Preset
-from .model import MultimodalSER, read_config
+from .model import MultimodalSER, acting, read_config
 from .parallel import executor
 from .protocols import Splits
 from .regimes import adapted, combined, fine_tuned, zero_shot
@@ -51,9 +51,9 @@ def settings(
 ) -> Preset:
     "A preset with the options that were given. Raises `InputError` for a value that is impossible or could not act."
     chosen, given = PRESETS[check_choice(preset, PRESETS, "preset")], {k: v for k, v in options.items() if v is not None}
+    if "micl_temp" in given and not given.get("micl_weight", chosen.loss.contrastive): raise InputError("--micl-temp without MICL", "Give --micl-weight above 0")
     changes = {part: {field: given[o] for o, (p, field) in OPTIONS.items() if p == part and o in given} for part in ("model", "loss", "train")}
     made = chosen.model_copy(update={"model": chosen.model | changes["model"], **{p: _changed(getattr(chosen, p), changes[p]) for p in ("loss", "train")}})
-    if "micl_temp" in given and not made.loss.contrastive: raise InputError("--micl-temp without MICL", "Give --micl-weight above 0")
     if "patience" in given and made.train.keep == "last": raise InputError(f"--patience with preset {preset}, which keeps the last epoch", "Leave it out: the schedule runs to its end")
     if "vad_lambda" in given and made.model.get("n_layers") == 0: raise InputError("--vad-lambda with no cross-modal layer", "Give --num-layers 1 or more")
     return made
@@ -72,7 +72,7 @@ def network(
         if parts.get("micl"): raise InputError("a row with MICL while --micl-weight is 0", "Give --micl-weight above 0")
         parts["micl"] = False
     if preset.model.get("n_layers") == 0: parts = {"vga": False} | parts
-    config = read_config({**preset.model, **parts, **source.dims, "n_classes": len(source.labels)})
+    config = read_config(acting({**preset.model, **parts, **source.dims, "n_classes": len(source.labels)}))
     return Network(model=config, train=preset.train, loss=preset.loss)
 
 

@@ -9,7 +9,7 @@ __all__ = ['class_weights', 'vad_targets', 'LossConfig', 'TotalLoss']
 from typing import Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,6 +56,12 @@ class LossConfig(BaseModel):
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="probability spread evenly over all classes")
     temperature: float = Field(0.07, gt=0, description="temperature of MICL")
     class_weights: bool = Field(True, description="weigh each class by the inverse of its frequency in training")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LossConfig":
+        if not self.contrastive and self.temperature != type(self).model_fields["temperature"].default:
+            raise InputError(f"temperature={self.temperature} with contrastive=0", "It is that of MICL: leave it out, or give MICL a weight")
+        return self
 
 # %% ../nbs/14_losses.ipynb #7862b90f
 class TotalLoss(nn.Module):

@@ -119,7 +119,7 @@ class RunSpec(Value):
         return None
 
 # %% ../nbs/23_runs.ipynb #2188d122
-DECISIVE_MODULES = tuple("mser." + m for m in "adaptation attention baselines contrastive dataset fusion lanes late_fusion losses metrics model network runs step tape training".split())
+DECISIVE_MODULES = tuple("mser." + m for m in "adaptation attention baselines contrastive dataset fusion labels lanes late_fusion losses metrics model network runs step store tape training".split())
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
@@ -176,7 +176,6 @@ class RunStore:
     def fail(self, spec: RunSpec, reason: str) -> None:
         "Note why a run cannot be finished."
         write_json(self.folder(spec.hash)/"failed.json", {"reason": reason})
-        (self.folder(spec.hash)/"checkpoint.pt").unlink(missing_ok=True)
 
     def hashes(self) -> list[str]: return sorted(p.parent.name for p in self.root.glob("*/metrics.json"))
     def failures(self) -> dict[str, str]: return {p.parent.name: read_json(p)["reason"] for p in sorted(self.root.glob("*/failed.json"))}
@@ -299,6 +298,7 @@ def _compute_and_save(spec: RunSpec, root: Path, store: RunStore, keep_model: bo
     torch.set_num_threads(1)
     try: result = compute(spec, root, keep_model, checkpoint)
     except (TrainingError, InputError) as e:
+        if isinstance(e, TrainingError): checkpoint.path.unlink(missing_ok=True)  # from there it would fail again; after a full disk it goes on
         store.fail(spec, str(e))
         raise
     store.save(spec, result, time.perf_counter() - start)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MEANS', 'RandomBits', 'threshold', 'flat', 'zeros', 'Value', 'Learned', 'Vector', 'HalfWeight', 'Weight', 'Operation',
            'LinearOperation', 'NormOperation', 'SlopeOperation', 'SumOperation', 'ProductOperation', 'ConcatOperation',
-           'ShiftOperation', 'GatesOperation', 'Tape', 'adamw_settings', 'LearningTape', 'lower', 'lower_linear',
-           'lower_norm', 'lower_gelu', 'lower_tanh', 'lower_dropout', 'lower_sequential']
+           'ShiftOperation', 'GatesOperation', 'Recording', 'Tape', 'adamw_settings', 'LearningTape', 'lower',
+           'lower_linear', 'lower_norm', 'lower_gelu', 'lower_tanh', 'lower_dropout', 'lower_sequential']
 
 # %% ../nbs/17a_tape.ipynb #e58fc50f
 import copy
@@ -245,7 +245,7 @@ class GatesOperation(Operation):
         return [(lanes.gates_back, (fused.d[p], alpha.d[p], *given, alpha.x[p], beta.array, fused.n, *wanted, beta.gradient))]
 
 # %% ../nbs/17a_tape.ipynb #a81c7447
-class Tape:
+class Recording:
     "Values, the operations between them, and what these learn."
     def __init__(self,
         bits: RandomBits, # for dropout, and for rounding at random
@@ -282,7 +282,7 @@ class Tape:
         first, self.random_rows = self.random_rows*16, self.random_rows + n
         return lambda p: (self.random[(p.stop - p.start)*first:(p.stop - p.start)*(first + n*16)], threshold)
 
-    def finish(self) -> "Tape":
+    def finish(self) -> "Recording":
         "Once all operations are there: room for random bits and for the gradients of vectors."
         vectors = [v for v in self.learned if isinstance(v, Vector)]
         places = np.cumsum([0, *(len(v.array) for v in vectors)])
@@ -290,6 +290,9 @@ class Tape:
         for v, first, last in zip(vectors, places, places[1:]): v.gradient = self.gradients[first:last]
         return self
 
+# %% ../nbs/17a_tape.ipynb #8197e8a1
+class Tape(Recording):
+    "A recording that is played: forwards for a batch, backwards for its gradient."
     def open(self, rows: int) -> slice: # of parts
         "The parts for so many utterances."
         first, self.used = self.used, self.used + -(-rows//16)

@@ -45,12 +45,14 @@ class TrainConfig(BaseModel):
 
     def fine_tuning(self,
         factor: float = 0.1, # of the learning rate
-        epochs: int = 50, # at most
-        patience: int = 10,
+        epochs: int | None = None, # at most; None: 50, or its own where they are fewer
+        patience: int | None = None, # None: 10, or its own where that is less
         freeze: tuple[str, ...] = (), # modules whose weights stay
     ) -> "TrainConfig":
         "The same training, gentler and shorter, for a model that has learnt on another corpus."
-        return self.model_copy(update={"lr": self.lr*factor, "epochs": min(epochs, self.epochs), "patience": min(patience, self.patience), "freeze": freeze})
+        if epochs is None: epochs = min(50, self.epochs)
+        if patience is None: patience = min(10, self.patience)
+        return self.model_copy(update={"lr": self.lr*factor, "epochs": epochs, "patience": patience, "freeze": freeze})
 
 # %% ../nbs/20_training.ipynb #31ddadc0
 _POOL = 16  # batches that are sorted by length together: enough to find like lengths, few enough to stay random
@@ -291,7 +293,7 @@ class Checkpoint:
     def save(self, training: Training) -> None:
         "Write the state, unless that was done a moment ago."
         if time.monotonic() - self.written < self.every: return
-        with whole_file(self.path) as part: torch.save(training.state(), part)
+        with whole_file(self.path) as part, open(part, "wb") as f: torch.save(training.state(), f)
         self.written = time.monotonic()
 
 # %% ../nbs/20_training.ipynb #0f12f561

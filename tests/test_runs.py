@@ -120,6 +120,39 @@ def test_killed_after_an_epoch_a_run_goes_on_from_there_with_the_same_bits(regim
     assert not (folder/"checkpoint.pt").exists()
 
 
+FULL = """
+    import resource, signal, sys
+    from mser.core import InputError
+    from mser.runs import RunSpec, run
+    from mser.training import Checkpoint
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    save, times = Checkpoint.save, []
+    def save_on_a_disk_that_fills(self, training):
+        times.append(1)
+        if len(times) == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        save(self, training)
+    Checkpoint.save = save_on_a_disk_that_fills
+    try: run(RunSpec.model_validate_json(open(sys.argv[1]).read()), sys.argv[2], checkpoint_every=0)
+    except InputError as e: print(e)
+"""
+
+
+def test_a_disk_that_fills_costs_one_epoch(root, specs, tmp_path, monkeypatch):
+    spec, store = specs[0], RunStore(root/"runs")
+    (tmp_path/"spec.json").write_text(spec.model_dump_json())
+    process = subprocess.run([sys.executable, "-c", textwrap.dedent(FULL), tmp_path/"spec.json", root], capture_output=True, text=True)
+    checkpoint = store.folder(spec.hash)/"checkpoint.pt"
+    assert process.stdout.startswith(f"{checkpoint}: the file is larger than files may be here. Make room"), process.stderr
+    assert checkpoint.exists() and "Make room" in store.failures()[spec.hash] and not list(checkpoint.parent.glob(".part-*"))
+    undisturbed, epochs = compute(spec, root), []
+    import mser.training
+    original = mser.training.train_epoch
+    monkeypatch.setattr(mser.training, "train_epoch", lambda *a: epochs.append(1) or original(*a))
+    run(spec, root)
+    assert len(epochs) == undisturbed.metrics["epochs"] - 2 and not store.failures() and not checkpoint.exists()  # two were written
+    pd.testing.assert_frame_equal(store.predictions(spec.hash), undisturbed.predictions, check_exact=True)
+
+
 def test_two_commands_at_once_share_the_work(root, specs):
     code = "import sys; from mser.runs import RunSpec, run\nfor line in open(sys.argv[1]): run(RunSpec.model_validate_json(line), sys.argv[2])"
     (root/"specs.txt").write_text("\n".join(s.model_dump_json() for s in specs[:3]))

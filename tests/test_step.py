@@ -8,7 +8,7 @@ from torch import nn
 from mser.lanes import HAS_BF16
 from mser.late_fusion import LateFusionConfig, LateFusionNetwork
 from mser.losses import LossConfig, TotalLoss
-from mser.model import ModelConfig, MultimodalSER
+from mser.model import ModelConfig, MultimodalSER, acting
 from mser.step import FastStep, PlainStep, fast_step_fits, make_step
 
 SMALL = dict(text_dim=32, audio_dim=48, hidden_dim=32, n_heads=4, projection_dim=16)
@@ -17,7 +17,7 @@ SMALL = dict(text_dim=32, audio_dim=48, hidden_dim=32, n_heads=4, projection_dim
 def training(size=16, tokens=(1, 1), steps=4, **config):
     "A model without dropout unless asked for, and a function that gives the loss of the i-th batch."
     torch.manual_seed(0)
-    model = MultimodalSER(ModelConfig(**{**SMALL, "dropout": 0.0, **config})).train()
+    model = MultimodalSER(ModelConfig(**acting({**SMALL, "dropout": 0.0, **config}))).train()
     for p in model.parameters(): p.data.add_(0.1*torch.randn_like(p))
     batches, objective = [], TotalLoss(LossConfig(), torch.ones(4))
     for _ in range(steps):
