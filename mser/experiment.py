@@ -150,8 +150,8 @@ def limited(self: Experiment, train: TrainConfig) -> TrainConfig:
 
 @patch
 def network(self: Experiment, **settings) -> Network:
-    "The preset's network with some settings changed."
-    model = ModelConfig(**acting({**self.preset.model, **settings, **self.dims}))
+    "The preset's network with some settings changed; what the preset says of a part that these switch off is left out."
+    model = ModelConfig(**{**acting({**self.preset.model, **settings}), **settings, **self.dims})
     return Network(model=model, train=self.limited(self.preset.train), loss=self.preset.loss)
 
 

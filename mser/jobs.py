@@ -72,7 +72,7 @@ def network(
         if parts.get("micl"): raise InputError("a row with MICL while --micl-weight is 0", "Give --micl-weight above 0")
         parts["micl"] = False
     if preset.model.get("n_layers") == 0: parts = {"vga": False} | parts
-    config = read_config(acting({**preset.model, **parts, **source.dims, "n_classes": len(source.labels)}))
+    config = read_config({**acting({**preset.model, **parts}), **parts, **source.dims, "n_classes": len(source.labels)})
     return Network(model=config, train=preset.train, loss=preset.loss)
 
 
