@@ -69,7 +69,7 @@ class ModelConfig(BaseModel):
                 raise InputError(f"{name}={value!r} without {part}", f"It would change nothing: leave it out, or add {part}=True")
         return self
 
-
+# %% ../nbs/13_model.ipynb #9ffe25ac
 def acting(
     settings: dict, # of a `ModelConfig`, for example what a preset says of every network
 ) -> dict: # those that this network has a use for
@@ -78,7 +78,7 @@ def acting(
     off = {part for part in PART_OF.values() if not settings.get(part, not single)}
     return {name: value for name, value in settings.items() if PART_OF.get(name) not in off and not (single and name == "n_layers")}
 
-
+# %% ../nbs/13_model.ipynb #9b7c0cef
 def read_config(
     values: dict, # settings by name, as read from config.json
 ) -> ModelConfig:
