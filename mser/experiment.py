@@ -59,8 +59,8 @@ class Preset(Value):
 
 PRESETS = {p.name: p for p in [
     Preset(name="paper", slow=True),
-    Preset(name="tuned", model={"hidden_dim": 64, "n_layers": 1, "dropout": 0.5, "input_dropout": 0.1},
-           train=TrainConfig(batch_size=64, lr=4e-4, epochs=60, keep="last", weight_decay=0.3), loss=LossConfig(contrastive=0.05)),
+    Preset(name="tuned", model={"hidden_dim": 64, "n_layers": 1, "dropout": 0.5, "input_dropout": 0.3, "head_layers": 1, "start": "late fusion"},
+           train=TrainConfig(batch_size=64, lr=2e-4, epochs=60, keep="last", weight_decay=0.1, mixup=0.2), loss=LossConfig(contrastive=0.05)),
 ]}
 
 # %% ../nbs/25_experiment.ipynb #3a8edb9a

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PART_OF', 'ModelConfig', 'acting', 'read_config', 'SEROutput', 'moments', 'InputNorm', 'masked_mean',
-           'ModalityBranch', 'both_present', 'no_tokens', 'SavedModel', 'MultimodalSER']
+           'ModalityBranch', 'both_present', 'no_tokens', 'SavedModel', 'start_as_late_fusion', 'MultimodalSER']
 
 # %% ../nbs/13_model.ipynb #6c8a18a4
 from json import JSONDecodeError
@@ -47,6 +47,8 @@ class ModelConfig(BaseModel):
     micl_on: Literal["mixed", "unmixed"] = "mixed" # the vectors MICL compares: after cross-attention, or before it
     input_norm: bool = True # standardise the inputs by statistics of the training data
     input_dropout: float = Field(0.0, ge=0, lt=1)
+    head_layers: Literal[1, 2] = 2 # of the class head; 1: dropout and a linear map
+    start: Literal["random", "late fusion"] = "random" # first weights; "late fusion": attention, feed-forward networks and gates begin without effect
     projection_dim: PositiveInt = 128 # width P of the contrastive embeddings
 
     @model_validator(mode="before")
@@ -233,6 +235,17 @@ class SavedModel(PyTorchModelHubMixin):
             raise InputError(f"the weights do not fit the settings ({reason})", "Save the model again", path) from e
         return model.to(map_location).eval()
 
+# %% ../nbs/13_model.ipynb #5b0205a0
+def start_as_late_fusion(
+    model: nn.Module, # fresh; its weights are changed in place
+) -> None:
+    "Let every attention block and EAAF begin as if it were not there (zero-initialised residual paths: Goyal et al. 2017, arXiv:1706.02677)."
+    for module in model.modules():
+        if isinstance(module, AttentionBlock): silent = [module.attention.out, module.feed_forward[-1]]
+        elif isinstance(module, AdaptiveFusion): silent = [module.gates]; nn.init.zeros_(module.beta)
+        else: continue
+        for layer in silent: nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
+
 # %% ../nbs/13_model.ipynb #95d1fb65
 class MultimodalSER(nn.Module, SavedModel, coders={ModelConfig: (lambda c: c.model_dump(mode="json"), read_config)}):
     "The network of the paper, its baselines and its single-modality forms."
@@ -248,8 +261,10 @@ class MultimodalSER(nn.Module, SavedModel, coders={ModelConfig: (lambda c: c.mod
             self.cross = nn.ModuleList(CrossModalLayer(dim, config.n_heads, dropout, **guide) for _ in range(config.n_layers))
             self.fusion = (AdaptiveFusion if config.eaaf else ConcatFusion)(dim)
         if config.micl: self.text_head, self.audio_head = (ContrastiveHead(dim, config.projection_dim) for _ in range(2))
-        self.class_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, config.n_classes))
+        hidden = [nn.Linear(dim, dim), nn.GELU()] if config.head_layers == 2 else []
+        self.class_head = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(dim, config.n_classes))
         self.vad_head = nn.Sequential(nn.Linear(dim, dim//2), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim//2, 3), nn.Tanh())
+        if config.start == "late fusion": start_as_late_fusion(self)
 
     def uses(self, modality: str) -> bool: return self.config.modalities in ("both", modality)
 
