@@ -59,7 +59,7 @@ class Preset(Value):
 
 PRESETS = {p.name: p for p in [
     Preset(name="paper", slow=True),
-    Preset(name="tuned", model={"hidden_dim": 64, "n_layers": 1, "dropout": 0.5, "input_dropout": 0.3, "head_layers": 1, "start": "late fusion"},
+    Preset(name="tuned", model={"hidden_dim": 64, "n_layers": 1, "dropout": 0.5, "input_dropout": 0.3, "head_layers": 1, "init": "zero residual"},
            train=TrainConfig(batch_size=64, lr=2e-4, epochs=60, keep="last", weight_decay=0.1, mixup=0.2), loss=LossConfig(contrastive=0.05)),
 ]}
 

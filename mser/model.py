@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PART_OF', 'ModelConfig', 'acting', 'read_config', 'SEROutput', 'moments', 'InputNorm', 'masked_mean',
-           'ModalityBranch', 'both_present', 'no_tokens', 'SavedModel', 'start_as_late_fusion', 'MultimodalSER']
+           'ModalityBranch', 'both_present', 'no_tokens', 'SavedModel', 'zero_residual_', 'MultimodalSER']
 
 # %% ../nbs/13_model.ipynb #6c8a18a4
 from json import JSONDecodeError
@@ -29,7 +29,7 @@ PART_OF = {"vad_lambda": "vga", "learn_lambda": "vga", "micl_on": "micl", "proje
 
 
 class ModelConfig(BaseModel):
-    "Everything that decides the shape of the network; an unknown setting, and one without effect, is refused by name."
+    "Everything that decides the network's shape and first weights; an unknown setting, and one without effect, is refused by name."
     model_config = ConfigDict(frozen=True, extra="forbid")
     text_dim: PositiveInt = 768 # width of a text token
     audio_dim: PositiveInt = 1024 # width of an audio frame
@@ -48,7 +48,7 @@ class ModelConfig(BaseModel):
     input_norm: bool = True # standardise the inputs by statistics of the training data
     input_dropout: float = Field(0.0, ge=0, lt=1)
     head_layers: Literal[1, 2] = 2 # of the class head; 1: dropout and a linear map
-    start: Literal["random", "late fusion"] = "random" # first weights; "late fusion": attention, feed-forward networks and gates begin without effect
+    init: Literal["random", "zero residual"] = "random" # first weights; "zero residual": attention, feed-forward networks and gates begin without effect
     projection_dim: PositiveInt = 128 # width P of the contrastive embeddings
 
     @model_validator(mode="before")
@@ -62,10 +62,10 @@ class ModelConfig(BaseModel):
     def _consistent(self) -> "ModelConfig":
         if self.hidden_dim % self.n_heads:
             raise InputError(f"hidden_dim={self.hidden_dim} cannot be divided among n_heads={self.n_heads}", "Make it a multiple")
-        if self.vga and not self.n_layers: raise InputError("vga=True with n_layers=0", "Without cross-attention there is nothing to guide: add vga=False")
         joining = [name for name in ("vga", "eaaf", "micl", "n_layers") if getattr(self, name)]
         if self.modalities != "both" and joining:
             raise InputError(f"{joining[0]}={getattr(self, joining[0])} joins two modalities, but modalities={self.modalities!r}", "Leave it out")
+        if self.vga and not self.n_layers: raise InputError("vga=True with n_layers=0", "Without cross-attention there is nothing to guide: add vga=False")
         for name, part in PART_OF.items():
             if not getattr(self, part) and (value := getattr(self, name)) != type(self).model_fields[name].default:
                 raise InputError(f"{name}={value!r} without {part}", f"It would change nothing: leave it out, or add {part}=True")
@@ -236,15 +236,17 @@ class SavedModel(PyTorchModelHubMixin):
         return model.to(map_location).eval()
 
 # %% ../nbs/13_model.ipynb #5b0205a0
-def start_as_late_fusion(
+def zero_residual_(
     model: nn.Module, # fresh; its weights are changed in place
 ) -> None:
-    "Let every attention block and EAAF begin as if it were not there (zero-initialised residual paths: Goyal et al. 2017, arXiv:1706.02677)."
+    "Let attention blocks begin as their layer norms, and either fusion as the mean of both modalities (Zhang et al. 2019, Fixup)."
     for module in model.modules():
-        if isinstance(module, AttentionBlock): silent = [module.attention.out, module.feed_forward[-1]]
-        elif isinstance(module, AdaptiveFusion): silent = [module.gates]; nn.init.zeros_(module.beta)
+        if isinstance(module, AttentionBlock): last = [module.attention.out, module.feed_forward[-1]]
+        elif isinstance(module, AdaptiveFusion): last = [module.gates]; nn.init.zeros_(module.beta)
+        elif isinstance(module, ConcatFusion): last = [module.project]
         else: continue
-        for layer in silent: nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
+        for layer in last: nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
+        if isinstance(module, ConcatFusion): module.project.weight.data.copy_(torch.eye(module.project.out_features).repeat(1, 2)/2)  # [D, 2 D]
 
 # %% ../nbs/13_model.ipynb #95d1fb65
 class MultimodalSER(nn.Module, SavedModel, coders={ModelConfig: (lambda c: c.model_dump(mode="json"), read_config)}):
@@ -264,7 +266,7 @@ class MultimodalSER(nn.Module, SavedModel, coders={ModelConfig: (lambda c: c.mod
         hidden = [nn.Linear(dim, dim), nn.GELU()] if config.head_layers == 2 else []
         self.class_head = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(dim, config.n_classes))
         self.vad_head = nn.Sequential(nn.Linear(dim, dim//2), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim//2, 3), nn.Tanh())
-        if config.start == "late fusion": start_as_late_fusion(self)
+        if config.init == "zero residual": zero_residual_(self)
 
     def uses(self, modality: str) -> bool: return self.config.modalities in ("both", modality)
 

@@ -114,6 +114,8 @@ class RunSpec(Value):
         if len(set(names)) < len(names): return f"{names[0]} is combined with itself", "Name each corpus once"
         network = isinstance(self.method, Network)
         if network and self.method.adapt and not self.target: return f"{self.method.adapt.method} without a target corpus", "Name one"
+        silent = sorted({"cross", "fusion"} & set(self.method.train.freeze)) if network and self.method.model.init == "zero residual" else []
+        if silent and not self.start: return f"{silent[0]} begins without effect (init='zero residual') and is frozen", "Leave one of the two out, or start from a run"
         if self.start and not (network and isinstance(self.start.method, Network)): return "only a network can start from another run's weights", "Leave out the start"
         if self.start and self.start.method.model != self.method.model: return f"the model differs from that of the run it starts from ({self.start.hash})", "Use its settings"
         return None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Iterator, Literal, NamedTuple
 
 import numpy as np, pandas as pd, torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from .adaptation import AdaptConfig, DomainLoss
@@ -39,10 +39,16 @@ class TrainConfig(BaseModel):
     warmup: float = Field(0.1, gt=0, lt=1, description="share of the steps before the peak")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
-    step: Literal["plain", "fast"] = Field("fast", description="PyTorch's own step, or the one of notebook 18: the same equations, two to three times as fast on one core, other dropout masks")
+    step: Literal["plain", "fast"] = Field("fast", description="PyTorch's own step, or the one of notebook 18: the same equations, two to three times as fast on one core, other dropout masks and mixes")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of matrix products and, with the fast step, of weights and of the running means of AdamW, which are rounded at random; sums and losses stay in float32")
-    mixup: float = Field(0.0, ge=0, description="alpha of the Beta distribution from which mixup draws its share for each step; 0: no mixup")
+    mixup: float = Field(0.0, ge=0, le=100, description="alpha of the Beta distribution from which mixup draws its share for each step, at least 0.01; 0: no mixup")
     freeze: tuple[str, ...] = Field((), description="modules of the model whose weights stay as they are, for example text, audio, cross")
+
+    @field_validator("mixup")
+    @classmethod
+    def _drawable(cls, alpha: float) -> float:
+        if 0 < alpha < 0.01: raise ValueError("below 0.01 the Beta distribution cannot be drawn from in float32; 0 switches mixup off")
+        return alpha
 
     def fine_tuning(self,
         factor: float = 0.1, # of the learning rate
@@ -108,26 +114,37 @@ def draw_mix(
     return Mix(float(torch.distributions.Beta(alpha, alpha).sample()), torch.randperm(n))
 
 
-def _mixed_tokens(x: Tensor | None, mask: Tensor | None, mix: Mix) -> tuple[Tensor | None, Tensor | None]: # [B, N, D], [B, N]
+def _mixed_tokens(x: Tensor | None, mask: Tensor | None, mix: Mix) -> tuple[Tensor | None, Tensor | None]: # tokens [B, N, D] and mask [B, N]
     if x is None: return None, None
-    between = mix.share*x + (1 - mix.share)*x[mix.partner]
-    if mask is None: return between, None
-    here, there = mask.unsqueeze(-1), mask[mix.partner].unsqueeze(-1)
-    return torch.where(here & there, between, torch.where(here, x, x[mix.partner])), mask | mask[mix.partner]
+    if mask is None: return mix.share*x + (1 - mix.share)*x[mix.partner], None
+    own, other = (x, mask), (x[mix.partner], mask[mix.partner])
+    (x, mask), (y, other_mask) = (own, other) if mix.share >= 0.5 else (other, own)  # x has the larger share
+    larger = max(mix.share, 1 - mix.share)
+    return torch.where(other_mask.unsqueeze(-1), larger*x + (1 - larger)*y, x), mask
 
 
-def mixed(batch: Batch, mix: Mix) -> Batch: # its labels and VAD stay those of the utterances themselves
+def mixed(
+    batch: Batch,
+    mix: Mix | None, # None: as it is
+) -> Batch: # labels and VAD stay those of the utterances themselves
     "Text and audio on the line between each utterance and its partner."
-    text, text_mask = _mixed_tokens(batch.text, batch.text_mask, mix)
-    audio, audio_mask = _mixed_tokens(batch.audio, batch.audio_mask, mix)
+    if mix is None: return batch
+    (text, text_mask), (audio, audio_mask) = _mixed_tokens(batch.text, batch.text_mask, mix), _mixed_tokens(batch.audio, batch.audio_mask, mix)
     return batch._replace(text=text, audio=audio, text_mask=text_mask, audio_mask=audio_mask)
 
 
-def mixed_losses(total: Tensor, parts: dict[str, Tensor], objective: TotalLoss, output, batch: Batch, mix: Mix) -> tuple[Tensor, dict[str, Tensor]]:
-    "The loss between that of the own labels, which is given, and that of the partners'."
-    other, of_other = objective(output, batch.labels[mix.partner], batch.vad[mix.partner])
-    between = lambda own, others: mix.share*own + (1 - mix.share)*others
-    return between(total, other), {name: between(value, of_other[name]) for name, value in parts.items()}
+def mixed_losses(
+    objective: TotalLoss,
+    output, # an `SEROutput` for the mixed batch
+    batch: Batch, # with the labels and VAD of the utterances themselves
+    mix: Mix | None, # None: nothing is mixed
+) -> tuple[Tensor, dict[str, Tensor]]: # as `TotalLoss` returns them
+    "The loss on the line between that of the own labels and that of the partner's."
+    total, parts = objective(output, batch.labels, batch.vad)
+    if mix is None: return total, parts
+    of_partner, parts_of_partner = objective(output, batch.labels[mix.partner], batch.vad[mix.partner])
+    between = lambda own, other: mix.share*own + (1 - mix.share)*other
+    return between(total, of_partner), {name: between(value, parts_of_partner[name]) for name, value in parts.items()}
 
 # %% ../nbs/20_training.ipynb #c6abfd00
 class TrainingError(RuntimeError):
@@ -159,11 +176,10 @@ def train_epoch(
         for index in batches(len(data), config.batch_size, generator, data.lengths):
             batch = data.batch(index)
             mix = draw_mix(len(index), config.mixup)
-            output = model(*(batch if mix is None else mixed(batch, mix)).inputs)
-            total, parts = objective(output, batch.labels, batch.vad)
-            if mix is not None: total, parts = mixed_losses(total, parts, objective, output, batch, mix)
+            output = model(*mixed(batch, mix).inputs)
+            total, parts = mixed_losses(objective, output, batch, mix)
             if alignment is not None:
-                parts["alignment"] = (term := alignment(model, output.fused, len(index), schedule)).detach()
+                parts["alignment"] = (term := alignment(model, output.fused, schedule, mix)).detach()
                 total = total + term
             step(total); schedule.step()
             for name, value in {"loss": total.detach(), **parts}.items(): sums[name] = sums.get(name, 0) + value*len(index)
@@ -191,11 +207,11 @@ class Alignment(nn.Module):
     def forward(self,
         model: MultimodalSER,
         source: Tensor, # fused vectors of the source batch [B, D]
-        n: int, # utterances to draw
         schedule: torch.optim.lr_scheduler.OneCycleLR, # knows how far the training is
+        mix: Mix | None = None, # how the source batch was mixed; the target's is mixed alike, so that mixing does not tell them apart
     ) -> Tensor: # scalar
         "The weighted term of this step."
-        target = model(*self.data.batch(self.draw(n)).inputs).fused
+        target = model(*mixed(self.data.batch(self.draw(len(source))), mix).inputs).fused
         return self.loss(source, target, schedule.last_epoch/schedule.total_steps)
 
     def get_extra_state(self) -> dict: return {"generator": self.generator.get_state(), "waiting": self.waiting}
