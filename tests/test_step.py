@@ -57,7 +57,8 @@ def compare(model, loss, rtol=1e-4, atol=2e-5, **options):
 
 @pytest.mark.parametrize("config", [
     {}, dict(vga=False), dict(eaaf=False), dict(micl=False), dict(micl_on="unmixed"), dict(n_layers=0, vga=False), dict(learn_lambda=True), dict(input_norm=False),
-    dict(modalities="text"), dict(modalities="audio"), dict(hidden_dim=48, n_heads=4), dict(hidden_dim=40, n_heads=4)], ids=str)
+    dict(modalities="text"), dict(modalities="audio"), dict(hidden_dim=48, n_heads=4), dict(hidden_dim=40, n_heads=4),
+    dict(init="zero residual", head_layers=1)], ids=str)
 @pytest.mark.parametrize("tokens", [(1, 1), (5, 7), (1, 4)], ids=["pooled", "sequence", "mixed"])
 def test_fast_step_is_the_plain_step(config, tokens): compare(*training(tokens=tokens, **config))
 
