@@ -301,9 +301,7 @@ class MultimodalSER(nn.Module, SavedModel, coders={ModelConfig: (lambda c: c.mod
     def _both(self, text, audio, text_mask, audio_mask, need_attention) -> SEROutput:
         t, a, attention = self.text(text, text_mask), self.audio(audio, audio_mask), []  # [B, N_t, D], [B, N_a, D]
         unmixed = masked_mean(t, text_mask), masked_mean(a, audio_mask)  # [B, D]
-        for layer in self.cross:
-            t, a, weights = layer(t, a, text_mask, audio_mask, need_attention)
-            attention.append(weights)
+        for layer in self.cross: t, a, weights = layer(t, a, text_mask, audio_mask, need_attention); attention.append(weights)
         t, a = masked_mean(t, text_mask), masked_mean(a, audio_mask)  # [B, D]
         fused, gates = self.fusion(t, a)
         compared_t, compared_a = (t, a) if self.config.micl_on == "mixed" else unmixed
